@@ -1,0 +1,48 @@
+"""Grow neural networks while they train: Net2Net for Keras 3."""
+
+from keras_net2net.callbacks import GrowthScheduler
+from keras_net2net.clones import clone, clone_and_grow, net2deeper, net2wider
+from keras_net2net.errors import (
+    ConflictError,
+    FixedWidthError,
+    GrowthError,
+    NotIdentityError,
+    SizeError,
+    UnknownLayerError,
+    VerificationError,
+)
+from keras_net2net.growth import grow, plan
+from keras_net2net.inference import RuleCall, follows, makes, reads
+from keras_net2net.operations.deeper import Deeper
+from keras_net2net.operations.wider import Wider
+from keras_net2net.plan import Plan
+from keras_net2net.report import GrowthReport
+from keras_net2net.rules.registry import register_rule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConflictError",
+    "Deeper",
+    "FixedWidthError",
+    "GrowthError",
+    "GrowthReport",
+    "GrowthScheduler",
+    "NotIdentityError",
+    "Plan",
+    "RuleCall",
+    "SizeError",
+    "UnknownLayerError",
+    "VerificationError",
+    "Wider",
+    "clone",
+    "clone_and_grow",
+    "follows",
+    "grow",
+    "makes",
+    "net2deeper",
+    "net2wider",
+    "plan",
+    "reads",
+    "register_rule",
+]

@@ -1,0 +1,154 @@
+"""Copies of a model, grown or not, that share nothing with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras_net2net.copies import copy_model
+from keras_net2net.graph import read
+from keras_net2net.growth import draft_growth, grow
+from keras_net2net.operations.base import as_operations
+from keras_net2net.operations.deeper import Deeper
+from keras_net2net.operations.wider import Wider
+
+
+def clone(model: Any) -> Any:
+    """A model with the same function and weights of its own.
+
+    Args:
+        model: A built Sequential or Functional `keras.Model`.
+
+    Returns:
+        A new model of the same class and name, uncompiled: weights are copied, the
+        optimizer and its state are not.
+
+    Raises:
+        GrowthError: If the model isn't built, or isn't a graph of layers.
+
+    Example:
+
+    >>> import keras
+    >>> import keras_net2net as n2n
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> twin = n2n.clone(model)
+    >>> bool((twin.get_weights()[0] == model.get_weights()[0]).all())
+    True
+    """
+    return copy_model(read(model))
+
+
+def clone_and_grow(
+    teacher: Any, operations: Any, *, seed: int | None = None, verify: Any = True
+) -> Any:
+    """A larger student that computes what its teacher computes.
+
+    Args:
+        teacher: A built Sequential or Functional `keras.Model`. It isn't changed.
+        operations: An operation, or a list of operations.
+        seed: See `grow`. Defaults to `None`.
+        verify: See `grow`. Defaults to `True`.
+
+    Returns:
+        The student, uncompiled. It shares nothing with the teacher.
+
+    Raises:
+        GrowthError: If the growth can't be done.
+
+    Example:
+
+    >>> import keras
+    >>> import keras_net2net as n2n
+    >>> teacher = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8, name="fc"), keras.layers.Dense(2, name="out")]
+    ... )
+    >>> student = n2n.clone_and_grow(teacher, [n2n.Wider("fc", units=16), n2n.Deeper("fc")], seed=0)
+    >>> teacher.count_params(), student.count_params()
+    (58, 386)
+    """
+    draft = draft_growth(teacher, operations, 0)  # fail before anything is copied
+    student = clone(teacher)
+    # The teacher's layer objects aren't the student's; their paths are.
+    named = [one.by_path(draft) for one in as_operations(operations)]
+    grow(student, named, seed=seed, verify=verify)
+    return student
+
+
+def net2wider(
+    teacher: Any,
+    layers: Any = None,
+    units: int | None = None,
+    *,
+    seed: int | None = None,
+    verify: Any = True,
+    **options: Any,
+) -> Any:
+    """Net2WiderNet: a wider student that computes what its teacher computes.
+
+    Args:
+        teacher: The model to start from. It isn't changed.
+        layers: Which layers, as in `Wider`; a dict from layers to units, say.
+        units: The new number of units. Defaults to `None`.
+        seed: See `grow`. Defaults to `None`.
+        verify: See `grow`. Defaults to `True`.
+        **options: The other arguments of `Wider`: `factor`, `new_units`, ...
+
+    Returns:
+        The student, uncompiled.
+
+    Raises:
+        GrowthError: If the growth can't be done.
+
+    Source: Chen, Goodfellow, Shlens: Net2Net (ICLR 2016), section 2.2.
+
+    Example:
+
+    >>> import keras
+    >>> import keras_net2net as n2n
+    >>> teacher = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8, name="fc"), keras.layers.Dense(2, name="out")]
+    ... )
+    >>> n2n.net2wider(teacher, {"fc": 32}, seed=0).get_layer("fc").units
+    32
+    """
+    operation = Wider(layers, units, **options)
+    return clone_and_grow(teacher, operation, seed=seed, verify=verify)
+
+
+def net2deeper(
+    teacher: Any,
+    layers: Any,
+    count: int = 1,
+    *,
+    seed: int | None = None,
+    verify: Any = True,
+    **options: Any,
+) -> Any:
+    """Net2DeeperNet: a deeper student that computes what its teacher computes.
+
+    Args:
+        teacher: The model to start from. It isn't changed.
+        layers: After which layers to insert, as in `Deeper`.
+        count: How many layers to insert after each. Defaults to `1`.
+        seed: See `grow`. Defaults to `None`.
+        verify: See `grow`. Defaults to `True`.
+        **options: The other arguments of `Deeper`.
+
+    Returns:
+        The student, uncompiled.
+
+    Raises:
+        GrowthError: If the growth can't be done.
+
+    Source: Chen, Goodfellow, Shlens: Net2Net (ICLR 2016), section 2.3.
+
+    Example:
+
+    >>> import keras
+    >>> import keras_net2net as n2n
+    >>> teacher = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8, name="fc"), keras.layers.Dense(2, name="out")]
+    ... )
+    >>> [layer.name for layer in n2n.net2deeper(teacher, "fc").layers]
+    ['fc', 'fc_deeper_1', 'out']
+    """
+    return clone_and_grow(teacher, Deeper(layers, count, **options), seed=seed, verify=verify)

@@ -1,0 +1,277 @@
+"""The state of planning: a graph that operations edit, step by step.
+
+A draft starts as the graph of a model. Each operation reads what inference finds
+in it, and asks it to grow widths or to insert layers; the draft changes sizes and
+wiring in the graph, and records what it did. The model itself is never touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+
+from keras_net2net import graph as graphs
+from keras_net2net.graph import Call, Graph, Tensor
+from keras_net2net.inference import Facts, Inference
+from keras_net2net.plan import Insertion, LayerChange, Plan, Step, WidthChange
+from keras_net2net.remaps import Remap, draw, remap_of
+from keras_net2net.rules import builtin  # noqa: F401  (fills the rule book)
+from keras_net2net.weights import AxisChange, NewUnits, VariableChange
+from keras_net2net.widths import EXPRESSIONS, Expression, Width, resolve, widths_of
+
+
+@dataclasses.dataclass(eq=False)
+class Inserted:
+    """A layer that the plan inserts: its insertion, and a stand-in without weights."""
+
+    insertion: Insertion
+    layer: Any
+
+
+class Draft:
+    """A plan in the making.
+
+    Args:
+        model: The model.
+        seed: The seed of all that is drawn.
+    """
+
+    def __init__(self, model: Any, seed: int) -> None:
+        self.model = model
+        self.seed = seed
+        self.graph: Graph = graphs.read(model)
+        self.settings: dict[int, dict[str, Any]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.inserted: dict[str, Inserted] = {}
+        self.steps: list[Step] = []
+        self.parameters = int(model.count_params())
+        self._before = self.parameters
+        self._inference: Inference | None = None
+
+    @property
+    def inference(self) -> Inference:
+        """What is inferred of the graph as it stands."""
+        if self._inference is None:
+            self._inference = Inference(self.graph, self.settings, self.shapes)
+        return self._inference
+
+    def plan(self) -> Plan:
+        """The plan so far."""
+        return Plan(self.model.name, self.seed, tuple(self.steps), self._before, self.parameters)
+
+    # -- finding things ------------------------------------------------------
+
+    def layers(self) -> list[Facts]:
+        """What is known of the layers, nested ones included, in graph order."""
+        return [
+            facts
+            for facts in self.inference.facts.values()
+            if isinstance(facts.operation, keras.Layer)
+        ]
+
+    def calls_of(self, layer: Any) -> list[tuple[Graph, Call]]:
+        """Each call of a layer, with the graph it stands in."""
+        return [(g, call) for g, call in self.graph.all_calls() if call.operation is layer]
+
+    def owners(self) -> dict[Width, list[str]]:
+        """The paths of the layers that make each width."""
+        found: dict[Width, list[str]] = {}
+        for facts in self.inference.facts.values():
+            for expression in facts.units.values():
+                for width in widths_of(expression):
+                    paths = found.setdefault(width, [])
+                    if facts.path not in paths:
+                        paths.append(facts.path)
+        return found
+
+    def path_to_obstacle(self, facts: Facts, width: Width) -> list[str]:
+        """The operations between a layer and what fixes its width, both included."""
+        goal = width.obstacle.where if width.obstacle else None
+        readers: dict[int, list[Call]] = {}
+        calls = [call for _, call in self.graph.all_calls()]
+        for call in calls:
+            for tensor in (*call.inputs, *call.outputs):
+                if self._has_fixed(tensor, width):
+                    readers.setdefault(id(tensor), []).append(call)
+        start = [call for call in calls if call.operation is facts.operation]
+        previous: dict[int, Call | None] = {id(call): None for call in start}
+        queue = deque(start)
+        while queue:
+            call = queue.popleft()
+            if call.path == goal:
+                path: list[str] = []
+                step: Call | None = call
+                while step is not None:
+                    path.append(step.path)
+                    step = previous[id(step)]
+                return path[::-1]
+            for tensor in (*call.outputs, *call.inputs):
+                for other in readers.get(id(tensor), ()):
+                    if id(other) not in previous:
+                        previous[id(other)] = call
+                        queue.append(other)
+        return [facts.path, *([goal] if goal and goal != facts.path else [])]
+
+    def _has_fixed(self, tensor: Tensor, width: Width) -> bool:
+        return any(
+            w is width or (w.obstacle is not None and w.obstacle == width.obstacle)
+            for axis in self.inference.axes.get(id(tensor), ())
+            for w in widths_of(axis)
+        )
+
+    # -- editing ---------------------------------------------------------------
+
+    def widen(
+        self,
+        sizes: Mapping[Width, int],
+        how: NewUnits,
+        asked: Mapping[Width, Iterable[str]],
+    ) -> tuple[tuple[WidthChange, ...], tuple[LayerChange, ...]]:
+        """Grows widths, and all that is made of them.
+
+        Args:
+            sizes: The new size of each width.
+            how: How the new units start.
+            asked: The paths of the layers that were named, for each width.
+
+        Returns:
+            The widths and the layers that change.
+        """
+        owners = self.owners()
+        widths = tuple(
+            WidthChange(
+                width.name,
+                int(width.size or 0),
+                size,
+                tuple(owners.get(width, [width.name])),
+                tuple(asked.get(width, ())),
+            )
+            for width, size in sizes.items()
+        )
+        remaps = {
+            width: draw(self.seed, width.name, int(width.size or 0), size)
+            for width, size in sizes.items()
+        }
+        evaluate = _Evaluator(remaps)
+        layers = []
+        for facts in self.inference.facts.values():
+            change = self._layer_change(facts, evaluate, how)
+            if change is not None:
+                layers.append(change)
+                changed = self.settings.setdefault(id(facts.operation), {})
+                changed.update({key: new for key, _, new in change.config})
+        for g in self.graph.subgraphs():
+            for tensor in _tensors(g):
+                tensor.shape = tuple(
+                    evaluate.size(axis, size)
+                    for axis, size in zip(
+                        self.inference.axes[id(tensor)], tensor.shape, strict=True
+                    )
+                )
+        self._inference = None
+        return widths, tuple(layers)
+
+    def _layer_change(
+        self, facts: Facts, evaluate: _Evaluator, how: NewUnits
+    ) -> LayerChange | None:
+        variables = []
+        for name, axes in facts.weights.items():
+            remaps = [evaluate(axis.expression) for axis in axes]
+            if all(remap is None for remap in remaps):
+                continue
+            changes = tuple(
+                None if remap is None else AxisChange(axis.role, remap)
+                for axis, remap in zip(axes, remaps, strict=True)
+            )
+            change = VariableChange(f"{facts.path}/{name}", changes, how)
+            variables.append(change)
+            old = [axis.expression.size or 0 for axis in axes]
+            self.shapes[change.name] = change.new_shape(old)
+            self.parameters += _count(self.shapes[change.name]) - _count(old)
+        config = []
+        for key, expressions in facts.config.items():
+            before = self.setting(facts.operation, key)
+            after = evaluate.value(expressions, before)
+            if after != before:
+                config.append((key, before, after))
+        if not variables and not config:
+            return None
+        kind = type(facts.operation).__name__
+        return LayerChange(facts.path, kind, tuple(config), tuple(variables))
+
+    def setting(self, operation: Any, key: str) -> Any:
+        """An attribute of a layer, as it is in the plan so far."""
+        changed = self.settings.get(id(operation), {})
+        return changed[key] if key in changed else getattr(operation, key)
+
+    def insert(self, g: Graph, after: Tensor, chain: list[Inserted]) -> Tensor:
+        """Inserts layers, one after the other, behind a tensor.
+
+        Args:
+            g: The graph that the tensor belongs to.
+            after: The tensor.
+            chain: The layers, none of which changes the shape.
+
+        Returns:
+            The tensor that the last of them makes.
+        """
+        calls = []
+        x = after
+        for inserted in chain:
+            y = Tensor(x.shape, x.dtype)
+            calls.append(Call(inserted.layer, inserted.insertion.path, (x,), {}, [y]))
+            x = y
+            if inserted.insertion.path not in self.inserted:
+                self.inserted[inserted.insertion.path] = inserted
+                self.parameters += sum(_count(w.shape) for w in inserted.insertion.weights)
+        g.insert_after(after, calls, x)
+        self._inference = None
+        return x
+
+
+class _Evaluator:
+    """Evaluates width expressions under given remaps, each expression once."""
+
+    def __init__(self, remaps: Mapping[Width, Remap]) -> None:
+        self._remaps = remaps
+        self._known: dict[Expression, Remap | None] = {}
+
+    def __call__(self, expression: Expression) -> Remap | None:
+        expression = resolve(expression)
+        if expression not in self._known:
+            self._known[expression] = remap_of(expression, self._remaps)
+        return self._known[expression]
+
+    def size(self, expression: Expression, old: int | None) -> int | None:
+        """The size of an axis after the growth."""
+        remap = self(expression)
+        return old if remap is None else remap.size
+
+    def value(self, expressions: Any, old: Any) -> Any:
+        """A config value after the growth, in the form of the old one."""
+        if isinstance(expressions, (tuple, list)):
+            values = (self.value(e, o) for e, o in zip(expressions, old, strict=True))
+            return type(old)(values)
+        return self.size(expressions, old) if isinstance(expressions, EXPRESSIONS) else expressions
+
+
+def _tensors(g: Graph) -> Iterable[Tensor]:
+    yield from g.flat_inputs
+    for call in g.calls:
+        yield from call.outputs
+
+
+def _count(shape: Iterable[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def stand_in(layer_class: Any, config: Mapping[str, Any]) -> Any:
+    """A layer without weights, for inference to ask its rule about."""
+    return layer_class.from_config(dict(config))

@@ -1,0 +1,205 @@
+"""Growing a model in place, as a transaction: plan, build, check, commit."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+import numpy as np
+
+from keras_net2net import keras_privates as privates
+from keras_net2net.apply import apply_plan, containers
+from keras_net2net.draft import Draft
+from keras_net2net.errors import GrowthError, explain
+from keras_net2net.graph import read
+from keras_net2net.operations.base import as_operations
+from keras_net2net.optimizers import update_optimizer
+from keras_net2net.plan import Plan
+from keras_net2net.report import GrowthReport
+from keras_net2net.transaction import Transaction
+from keras_net2net.verify import probe
+
+OPTIMIZER_STATES = ("reset",)
+
+
+def plan(model: Any, operations: Any, *, seed: int | None = None) -> Plan:
+    """Plans a growth without doing it.
+
+    Args:
+        model: A built Sequential or Functional `keras.Model`.
+        operations: An operation, or a list of operations, done one after the
+            other.
+        seed: Integer, the seed of all that is drawn. Defaults to `None`: a random
+            one, which the plan names.
+
+    Returns:
+        The plan. `print(plan(...).summary())` shows what would grow, what would
+        be inserted, and which layers would stay, with the reason.
+
+    Raises:
+        GrowthError: If an operation can't be done.
+
+    Example:
+
+    >>> import keras
+    >>> import keras_net2net as n2n
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8, name="fc"), keras.layers.Dense(2, name="out")]
+    ... )
+    >>> growth = n2n.plan(model, n2n.Wider("fc", units=12), seed=0)
+    >>> growth.parameters_before, growth.parameters_after
+    (58, 86)
+    """
+    return draft_growth(model, operations, seed).plan()
+
+
+def draft_growth(model: Any, operations: Any, seed: int | None) -> Draft:
+    """Plans a growth, and returns the draft that knows the plan and the graph."""
+    wanted = as_operations(operations)
+    if seed is None:
+        seed = secrets.randbits(32)
+    elif isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise GrowthError(
+            explain(
+                "The seed can't be used", "it is an integer", f"seed={seed!r}", "Pass an integer"
+            )
+        )
+    draft = Draft(model, int(seed))
+    for operation in wanted:
+        draft.steps.extend(operation.draft(draft))
+    return draft
+
+
+def grow(
+    model: Any,
+    operations: Any,
+    *,
+    seed: int | None = None,
+    optimizer_state: str = "reset",
+    learning_rate: float | None = None,
+    verify: Any = True,
+) -> GrowthReport:
+    """Grows a model in place, so that it computes what it computed before.
+
+    The model stays the same object, and so does every layer of it, those that
+    grow included. A compiled model stays compiled: loss, metrics, optimizer,
+    number of iterations, learning rate, and all other settings. It can be called
+    between two `fit`s, between two `train_on_batch`es, or from a callback.
+
+    If anything fails, the model and its training are as they were before.
+
+    Args:
+        model: A built Sequential or Functional `keras.Model`, nested ones and
+            subclasses with a `train_step` of their own included.
+        operations: An operation, or a list of operations, done one after the
+            other: `Wider`, `Deeper`.
+        seed: Integer, the seed of all that is drawn: the same seed gives the same
+            weights on every backend and machine. Defaults to `None`: a random one,
+            which the report names.
+        optimizer_state: `"reset"`: the optimizer's slots (moments, averages) start
+            again. Defaults to `"reset"`.
+        learning_rate: Float, what the learning rate is multiplied by, schedules
+            included. Chen et al. (2016, section 3) advise a tenth of the teacher's
+            initial rate. Defaults to `None`: it stays.
+        verify: Whether outputs before and after are compared, at inference, before
+            the growth is final: `True` on a random batch made from the model's
+            input shapes, or a batch of inputs to use instead. Operations that
+            aren't exact are not compared. Defaults to `True`.
+
+    Returns:
+        A `GrowthReport`.
+
+    Raises:
+        GrowthError: If the growth can't be done; its subclasses say why.
+        VerificationError: If the outputs differ by more than rounding.
+
+    Example:
+
+    >>> import keras
+    >>> import keras_net2net as n2n
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8, name="fc"), keras.layers.Dense(2, name="out")]
+    ... )
+    >>> report = n2n.grow(model, n2n.Wider("fc", factor=2), seed=0)
+    >>> report.difference < 1e-6
+    True
+    """
+    started = time.perf_counter()
+    _check_arguments(optimizer_state, learning_rate)
+    draft = draft_growth(model, operations, seed)
+    planned = draft.plan()
+    compare = verify is not False and planned.exact and not planned.empty
+    privates.sync_state(model)
+    # The draft's graph has the planned shapes; the probe needs those of now.
+    before = probe(model, read(model), None if verify is True else verify) if compare else None
+    notes = _notes(draft, planned, verify is not False)
+    transaction = Transaction()
+    difference = None
+    try:
+        for holder in (model, *containers(draft.graph)):
+            transaction.remember(holder)
+        if not planned.empty:
+            inserted = apply_plan(planned, draft, transaction)
+            update_optimizer(model, inserted, learning_rate, transaction)
+            privates.forget_functions(model)
+        if before is not None:
+            difference = before.check(model)
+    except BaseException:
+        transaction.roll_back()
+        raise
+    return GrowthReport(
+        plan=planned,
+        operations=tuple(step.operation for step in planned.steps),
+        parameters_before=planned.parameters_before,
+        parameters_after=planned.parameters_after,
+        seconds=time.perf_counter() - started,
+        difference=difference,
+        notes=notes,
+    )
+
+
+def _check_arguments(optimizer_state: str, learning_rate: float | None) -> None:
+    if optimizer_state not in OPTIMIZER_STATES:
+        raise GrowthError(
+            explain(
+                "The optimizer's state can't be treated like that",
+                f"it is one of {', '.join(map(repr, OPTIMIZER_STATES))}",
+                f"optimizer_state={optimizer_state!r}",
+                "Pass `optimizer_state='reset'`",
+            )
+        )
+    good = isinstance(learning_rate, (int, float)) and 0 < learning_rate < float("inf")
+    if learning_rate is not None and (isinstance(learning_rate, bool) or not good):
+        raise GrowthError(
+            explain(
+                "The learning rate can't be scaled",
+                "it is multiplied by a positive factor",
+                f"learning_rate={learning_rate!r}",
+                "Pass for example `learning_rate=0.1`, or `None` to keep the rate",
+            )
+        )
+
+
+def _notes(draft: Draft, planned: Plan, verify: bool) -> tuple[str, ...]:
+    notes = [note for step in planned.steps for note in step.notes]
+    if verify and not planned.exact:
+        notes.append("outputs were not compared, since an operation isn't exact")
+    if _has_penalties(draft, planned):
+        notes.append(
+            "what grows has penalties (regularizers), which depend on the number of weights and "
+            "units: the loss changes by them"
+        )
+    return tuple(notes)
+
+
+def _has_penalties(draft: Draft, planned: Plan) -> bool:
+    """Whether a layer that changes or is inserted has one, or any on its activations."""
+    grown = {layer.path for step in planned.steps for layer in step.layers}
+    grown |= {insertion.path for step in planned.steps for insertion in step.insertions}
+    for _, call in draft.graph.all_calls():
+        for name, value in vars(call.operation).items():
+            concerned = call.path in grown or name == "activity_regularizer"
+            if grown and concerned and name.endswith("regularizer") and value is not None:
+                return True
+    return False

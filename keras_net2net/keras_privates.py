@@ -1,0 +1,479 @@
+"""Everything that this library touches of Keras beyond its public interface.
+
+Keras has no public way to change a model after it was built, so growing one in
+place needs some of its internals. They all stand here, each with the reason,
+so that a new version of Keras is checked in one file. Seen working from Keras
+3.10 to 3.15 on TensorFlow, JAX and PyTorch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+# `map_graph` sorts the nodes between inputs and outputs by depth. A `Function`
+# stores what it returns, and has no way to take a changed graph.
+from keras.src.ops.function import map_graph
+
+# `Node` records one call of a layer. There is no public way to make a node
+# without running shape inference again, which is the slow part of retracing.
+from keras.src.ops.node import Node
+
+# `KerasTensor._shape` is read-only in public. Widening changes the sizes on the
+# tensors of a graph and nothing else, so relabelling them replaces retracing.
+
+
+def set_shape(tensor: Any, shape: Sequence[int | None]) -> None:
+    """Relabels a symbolic tensor."""
+    tensor._shape = tuple(shape)
+
+
+# -- reading graphs ------------------------------------------------------------
+
+
+def function_of(model: Any) -> Any | None:
+    """The `keras.Function` that holds a model's graph, or `None`.
+
+    A Functional model is one itself. A Sequential keeps one in `_functional`,
+    which has no public name.
+    """
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model if isinstance(model, keras.Function) else None
+
+
+def nodes_of(function: Any) -> list[Any]:
+    """The nodes of a graph in the order in which Keras runs them.
+
+    `Function` offers its operations, but not its nodes: which call of a shared
+    layer belongs to the graph, and on what, is only in `_nodes_by_depth`.
+    """
+    by_depth = function._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def structures_of(function: Any) -> tuple[Any, Any]:
+    """The nested inputs and outputs of a graph, as they were given.
+
+    `inputs` and `outputs` are flat in public; a call needs the structure.
+    """
+    return function._inputs_struct, function._outputs_struct
+
+
+def is_keras_operation(operation: Any) -> bool:
+    """Whether an operation is one of Keras's own `keras.ops`.
+
+    Their classes aren't exported; only the functions are. A user's class of the
+    same name must not be taken for one.
+    """
+    return type(operation).__module__.startswith("keras.src.ops.")
+
+
+# -- changing graphs -----------------------------------------------------------
+
+
+def new_tensor(like: Any, shape: Sequence[int | None], same_name: bool) -> Any:
+    """A symbolic tensor of another shape, with the dtype (and name) of `like`."""
+    return keras.KerasTensor(
+        tuple(shape), dtype=like.dtype, sparse=like.sparse, name=like.name if same_name else None
+    )
+
+
+def input_layer(tensor: Any) -> Any | None:
+    """The `InputLayer` that a symbolic tensor comes from, or `None`.
+
+    A tensor's history is the only link from a model's input to the layer that
+    declares its shape.
+    """
+    operation = tensor._keras_history.operation
+    return operation if isinstance(operation, keras.layers.InputLayer) else None
+
+
+def record_call(
+    operation: Any, args: tuple, kwargs: dict, outputs: list[Any], replaces: Any | None
+) -> Any:
+    """Records a call of `operation`, in the place of an older call where there is one.
+
+    Taking the old node's place in `_inbound_nodes` keeps `layer.output` right,
+    the numbering of nodes stable, and the number of nodes from growing.
+    """
+    node = Node(operation, call_args=args, call_kwargs=kwargs, outputs=outputs)
+    if replaces is not None:
+        nodes = operation._inbound_nodes
+        nodes.pop()
+        at = nodes.index(replaces)
+        nodes[at] = node
+        for i, tensor in enumerate(node.outputs):
+            tensor._keras_history = type(tensor._keras_history)(operation, at, i)
+        for tensor in replaces.input_tensors:
+            history = getattr(tensor, "_keras_history", None)
+            if history is not None and history.operation is not None:
+                calls = history.operation._outbound_nodes
+                if replaces in calls:
+                    calls.remove(replaces)
+    return node
+
+
+def set_graph(function: Any, outputs: Any) -> None:
+    """Gives a `Function` new outputs, and with them a new graph.
+
+    `Function.__init__` would do it, but on a live model it wipes the compile
+    state; so the attributes that it sets from the graph are set here.
+    """
+    nodes, nodes_by_depth, operations, operations_by_depth = map_graph(
+        function._inputs, keras.tree.flatten(outputs)
+    )
+    with keras_untracked():
+        function._outputs_struct = keras.tree.map_structure(lambda x: x, outputs)
+        function._outputs = keras.tree.flatten(outputs)
+        function._nodes = nodes
+        function._nodes_by_depth = nodes_by_depth
+        function._operations = operations
+        function._operations_by_depth = operations_by_depth
+
+
+@contextlib.contextmanager
+def keras_untracked() -> Iterator[None]:
+    """Keeps Keras from wrapping and tracking attributes that are set inside."""
+    from keras.src.utils.tracking import DotNotTrackScope
+
+    with DotNotTrackScope():
+        yield
+
+
+def track_layers(model: Any, layers: Sequence[Any]) -> None:
+    """Makes `layers` the first of the layers that a model tracks, in this order.
+
+    A model's weights, and so the order in which an optimizer's slots are saved,
+    follow `_layers`. A loaded model has its layers in the order of its graph, so
+    an inserted layer must stand there too, not at the end.
+    """
+    rest = [layer for layer in model._layers if all(layer is not other for other in layers)]
+    _set_layers(model, [*layers, *rest])
+
+
+def _set_layers(model: Any, layers: Sequence[Any]) -> None:
+    model._tracker.stored_ids["layers"].update(map(id, layers))
+    # The list itself is the tracker's, too. TensorFlow may have wrapped it (it does up
+    # to Keras 3.10 at least), and refuses to save a wrapper whose list has changed.
+    tracked = unwrapped(model._layers)
+    list.__setitem__(tracked, slice(None), layers)
+    vars(model)["_layers"] = tracked
+
+
+def insert_into_sequential(model: Any, function: Any) -> None:
+    """Puts the layers of a Sequential's graph into its list of layers, in order.
+
+    `add` would append at the end and rebuild everything with random weights.
+    """
+    layers = [op for op in function.operations if isinstance(op, keras.Layer)]
+    if not isinstance(model._layers[0], keras.layers.InputLayer):
+        layers = [op for op in layers if not isinstance(op, keras.layers.InputLayer)]
+    _set_layers(model, layers)
+
+
+def set_input_shape(operation: Any, shape: Sequence[int | None]) -> None:
+    """Changes the shape that an `InputLayer` declares (`batch_shape` is read-only)."""
+    operation._batch_shape = tuple(shape)
+
+
+# -- changing layers -----------------------------------------------------------
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """The variables of a layer itself, without its sublayers and random seeds.
+
+    `layer.variables` mixes them all; a rule speaks of the layer's own.
+    """
+    seen: dict[int, Any] = {}
+    for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
+        seen.setdefault(id(variable), variable)
+    return list(seen.values())
+
+
+def sublayers(layer: Any) -> list[Any]:
+    """The layers that a layer holds (`_layers` has no public name on a `Layer`)."""
+    return list(layer._layers)
+
+
+def build_shapes(layer: Any) -> dict[str, Any] | None:
+    """The shapes that a layer was built with, by the argument names of `build`."""
+    return layer._build_shapes_dict
+
+
+def set_build_shapes(layer: Any, shapes: dict[str, Any]) -> None:
+    """Records other build shapes; they are written into saved files."""
+    layer._build_shapes_dict = shapes
+
+
+def rebuild(layer: Any, shapes: dict[str, Any], variable_for: Callable[..., Any]) -> None:
+    """Runs a built layer's `build` again, with its own variables handed back to it.
+
+    `build` derives more than variables from the sizes (input specs, axes,
+    broadcast shapes), so it is the layer's own code that brings these up to date.
+    The tracker is locked after a first build, and the path of a layer is that of
+    the scope in which it is built: neither may change here.
+    """
+    path, parent = layer._path, layer._parent_path
+    layer._tracker.unlock()
+    layer.__dict__["add_weight"] = variable_for
+    try:
+        layer.build(**shapes)
+    finally:
+        del layer.__dict__["add_weight"]
+        layer._tracker.lock()
+        layer._path, layer._parent_path = path, parent
+
+
+def build_with_values(layer: Any, shapes: dict[str, Any], value_for: Callable[..., Any]) -> None:
+    """Builds a new layer whose weights start at given values.
+
+    Random initialisers whose values are then overwritten are what makes the
+    by-hand way slow, so each weight is created straight from its value.
+    """
+    add_weight = layer.add_weight
+
+    def add_given(*args: Any, **kwargs: Any) -> Any:
+        value = value_for(kwargs["name"])
+        if value is not None:
+            kwargs["initializer"] = lambda shape, dtype=None, **_: keras.ops.convert_to_tensor(
+                value, dtype=dtype
+            )
+        return add_weight(*args, **kwargs)
+
+    layer.__dict__["add_weight"] = add_given
+    try:
+        layer.build(**shapes)
+    finally:
+        del layer.__dict__["add_weight"]
+
+
+def set_variable(variable: Any, value: Any) -> None:
+    """Gives a variable a value of another shape.
+
+    `assign` wants the old shape. `_initialize` is what a new variable runs on
+    each backend, with the layout that a distribution gave it, so the variable
+    keeps its identity, name, regularizer and constraint.
+    """
+    value = variable._convert_to_tensor(value, dtype=variable._dtype)
+    variable._initialize(value)
+    variable._shape = tuple(value.shape)
+    variable._ndim = len(variable._shape)
+
+
+def read_variable(variable: Any) -> np.ndarray:
+    """The value of a variable as an array, without a copy where the backend allows it.
+
+    `variable.numpy()` always copies, and under mixed precision may cast.
+    """
+    value = variable._value
+    if keras.backend.backend() == "torch":
+        value = value.detach()
+        return (
+            value.cpu().numpy() if value.dtype.itemsize != 2 else keras.ops.convert_to_numpy(value)
+        )
+    if keras.backend.backend() == "tensorflow" and hasattr(value, "read_value"):
+        value = value.read_value()
+    return np.asarray(value)
+
+
+# -- new models ----------------------------------------------------------------
+
+
+def new_functional(like: Any, inputs: Any, outputs: Any) -> Any:
+    """A model of the class of `like` over another graph.
+
+    A class whose constructor takes inputs and outputs is constructed. One with a
+    constructor of its own can't be: its arguments are unknown. Its instance is
+    made as `keras.Model.__new__` makes it.
+    """
+    from keras.src.models.functional import Functional, functional_like_constructor
+
+    cls: Any = type(like)
+    if functional_like_constructor(cls):
+        return cls(inputs=inputs, outputs=outputs, name=like.name)
+    made = cls.__new__(cls)
+    Functional.__init__(made, inputs, outputs, name=like.name)
+    return made
+
+
+def new_sequential(like: Any, layers: list[Any]) -> Any:
+    """A Sequential of the class of `like`, whatever its own constructor takes."""
+    cls: Any = type(like)
+    made = cls.__new__(cls)
+    keras.Sequential.__init__(made, layers, name=like.name)
+    return made
+
+
+def own_attributes(model: Any) -> dict[str, Any]:
+    """The public attributes of a model; on PyTorch layers among them stand apart."""
+    attributes = {**vars(model), **vars(model).get("_modules", {})}
+    return {name: value for name, value in attributes.items() if not name.startswith("_")}
+
+
+def new_lambda(like: Any) -> Any:
+    """A `Lambda` layer with the function of another one.
+
+    Its config doesn't serve: Keras refuses to read a Python lambda back, and one
+    that is read back has lost the names that it refers to.
+    """
+    config = keras.Layer.get_config(like)
+    settings = {"output_shape": like._output_shape, "mask": like.mask}
+    return type(like)(like.function, **settings, arguments=dict(like.arguments), **config)
+
+
+# -- models and optimizers -----------------------------------------------------
+
+
+def containers_changed(models: Iterable[Any]) -> None:
+    """Lets models forget the parameters that their layers no longer have.
+
+    On PyTorch every built model keeps a `ParameterDict` of all its variables'
+    parameters; it would show, and keep alive, the old ones.
+    """
+    for model in models:
+        if hasattr(model, "_torch_params"):
+            model._track_variables()
+
+
+def variable_scope(model: Any) -> contextlib.AbstractContextManager:
+    """The scope in which a model's variables are made, under `tf.distribute`.
+
+    `distribute_strategy` is set by the TensorFlow trainer and is not documented.
+    """
+    strategy = getattr(model, "distribute_strategy", None)
+    return strategy.scope() if strategy is not None else contextlib.nullcontext()
+
+
+def sync_state(model: Any) -> None:
+    """Writes the state of a running JAX epoch back into the variables.
+
+    On JAX, `fit` carries the state beside the model inside an epoch; outside of
+    one this does nothing.
+    """
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+
+
+def forget_functions(model: Any) -> None:
+    """Drops the compiled steps of a model, and makes the training step again.
+
+    They hold the old variables. `fit` made its training step before its loop and
+    reads `train_function` at every step, so it must find one there.
+    """
+    running = getattr(model, "train_function", None) is not None
+    for name in ("train_function", "test_function", "predict_function"):
+        if getattr(model, name, None) is not None:
+            delattr(model, name)  # or TensorFlow goes on tracking it under its name
+            setattr(model, name, None)
+    if running:
+        model.make_train_function(force=True)
+    if keras.backend.backend() == "jax" and hasattr(model, "_jax_state"):
+        # The state of the last step, kept for callbacks, holds old arrays.
+        model._jax_state = None
+
+
+def optimizer_parts(optimizer: Any) -> list[Any]:
+    """An optimizer, and those inside it: `LossScaleOptimizer` and `MultiOptimizer` hold others.
+
+    The one of the first is public, those of the second are so only as a list that
+    it doesn't have before Keras 3.13.
+    """
+    inner = getattr(optimizer, "inner_optimizer", None)
+    held = [inner] if inner is not None else getattr(optimizer, "_inner_optimizers", ())
+    return [optimizer, *(part for one in held for part in optimizer_parts(one))]
+
+
+def optimizer_variables(optimizer: Any) -> list[Any] | None:
+    """The model variables that an optimizer was built for, or `None`.
+
+    An optimizer offers its own variables, not those that it updates.
+    """
+    return list(optimizer._trainable_variables) if optimizer.built else None
+
+
+def reset_optimizer(optimizer: Any, variables: list[Any]) -> None:
+    """Builds an optimizer again, for other variables, keeping its progress.
+
+    Keras says "recreate a new optimizer instance", but the user holds this one.
+    Its own `build` makes the new slots. The step count and the learning rate are
+    variables made by the constructor: they stay, all other variables go.
+    """
+    parts = optimizer_parts(optimizer)
+    names = ("step_counter", "dynamic_scale") if hasattr(optimizer, "dynamic_scale") else ()
+    kept = {name: getattr(optimizer, name) for name in names}
+    for part in parts:  # `build` of the outer one builds the inner ones
+        _forget_slots(part)
+    optimizer.build(variables)
+    for name, variable in kept.items():
+        getattr(optimizer, name).assign(keras.ops.convert_to_tensor(variable))
+    for part in parts:
+        if part.built and part.use_ema:
+            # They start at zero, and the first step makes them the weights; but it has
+            # been. What is left of the zeros would end up in the model.
+            for average, variable in zip(
+                part._model_variables_moving_average, part._trainable_variables, strict=True
+            ):
+                if average is not None:
+                    average.assign(keras.ops.copy(variable))  # JAX would share the buffer
+
+
+def _forget_slots(optimizer: Any) -> None:
+    """Leaves an optimizer as its constructor made it, but for the progress.
+
+    The list of its variables is a new one. TensorFlow wraps it, keeps a copy, and
+    refuses to export a list from which something was removed.
+    """
+    progress = [optimizer._iterations]
+    if isinstance(optimizer._learning_rate, keras.Variable):
+        progress.append(optimizer._learning_rate)
+    tracker = optimizer._tracker
+    with keras_untracked():
+        optimizer._variables = [
+            variable
+            for variable in optimizer._variables
+            if any(variable is kept for kept in progress)
+        ]
+    is_variable, _ = tracker.config["variables"]
+    tracker.config["variables"] = (is_variable, optimizer._variables)
+    tracker.stored_ids["variables"] = set(map(id, optimizer._variables))
+    optimizer._trainable_variables_indices = {}
+    optimizer.built = False
+
+
+def learning_rate_of(optimizer: Any) -> Any:
+    """The learning rate as the optimizer holds it: a variable, a schedule or a callable.
+
+    `optimizer.learning_rate` evaluates a schedule at the current step.
+    """
+    return optimizer._learning_rate
+
+
+def set_schedule(optimizer: Any, schedule: Any) -> None:
+    """Replaces a learning rate schedule (the setter refuses some, by their old kind)."""
+    optimizer._learning_rate = schedule
+
+
+# -- the state that a rollback restores ----------------------------------------
+
+
+def state_parts(thing: Any) -> list[Any]:
+    """The objects whose attributes are the state of `thing`, itself first.
+
+    Trackers (of layers and optimizers) keep sets of ids beside the lists.
+    """
+    tracker = getattr(thing, "_tracker", None)
+    return [thing] if tracker is None else [thing, tracker]
+
+
+def unwrapped(container: Any) -> Any:
+    """The built-in list or dict inside one that TensorFlow wraps to track what it holds.
+
+    Such a wrapper passes for a list or dict, but what the built-in methods see of
+    it isn't what it holds.
+    """
+    return getattr(container, "__wrapped__", getattr(container, "_storage", container))

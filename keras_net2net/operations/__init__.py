@@ -1,0 +1,1 @@
+"""What to do to a model: the operations that `grow`, `plan` and the callbacks take."""

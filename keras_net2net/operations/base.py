@@ -1,0 +1,295 @@
+"""What all operations share: their interface, and how they name layers."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import difflib
+import fnmatch
+import numbers
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_net2net.draft import Draft
+from keras_net2net.errors import GrowthError, SizeError, UnknownLayerError, explain
+from keras_net2net.inference import Facts
+from keras_net2net.plan import Step
+
+
+class Operation(abc.ABC):
+    """One thing to do to a model."""
+
+    @property
+    @abc.abstractmethod
+    def exact(self) -> bool:
+        """Whether the operation preserves the function of the model."""
+
+    @abc.abstractmethod
+    def draft(self, draft: Draft) -> list[Step]:
+        """Does the operation to a draft.
+
+        Args:
+            draft: The draft; it is changed.
+
+        Returns:
+            What was done.
+
+        Raises:
+            GrowthError: If it can't be done.
+        """
+
+    def by_path(self, draft: Draft) -> Operation:
+        """The same operation with paths in the place of the layer objects of a draft."""
+        paths = {id(facts.operation): facts.path for facts in draft.layers()}
+        return type(self).from_config({**vars(self), "layers": plain(vars(self)["layers"], paths)})
+
+    def _set(self, **arguments: Any) -> None:
+        """Puts arguments into their plain form, once they have been checked."""
+        for name, value in arguments.items():
+            object.__setattr__(self, name, value)  # the dataclasses are frozen
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, ready to be written as JSON; layer objects become names."""
+        return {
+            field.name: plain(getattr(self, field.name))
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Operation:
+        """The operation with these arguments."""
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        shown = []
+        for field in fields:
+            value = getattr(self, field.name)
+            if field.name == "layers":
+                if value is not None:
+                    shown.append(repr(plain(value)))
+            elif value != field.default or type(value) is not type(field.default):
+                shown.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def plain(value: Any, paths: Mapping[int, str] | None = None) -> Any:
+    """A value with the names of layers, or given paths, in the place of layer objects."""
+    if isinstance(value, keras.Layer):
+        return (paths or {}).get(id(value), value.name)
+    if isinstance(value, dict):
+        return {plain(key, paths): plain(item, paths) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, paths) for item in value]
+    return value
+
+
+def real_number(value: Any) -> float | None:
+    """A number as Python's own `int` or `float`, or `None` if it isn't a real number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def fixed_request(layers: Any) -> Any:
+    """What names the layers, as a value of its own that no one else can change."""
+    if isinstance(layers, dict):
+        return dict(layers)
+    return tuple(layers) if _is_sequence(layers) else layers
+
+
+def as_operations(operations: Any) -> list[Operation]:
+    """Checks and flattens what a user gives as operation(s).
+
+    Args:
+        operations: An operation, or a (nested) list of operations.
+
+    Returns:
+        A flat list.
+
+    Raises:
+        GrowthError: If something in it isn't an operation.
+    """
+    if isinstance(operations, Operation):
+        return [operations]
+    if isinstance(operations, (list, tuple)) and operations:
+        return [one for item in operations for one in as_operations(item)]
+    raise GrowthError(
+        explain(
+            "There is nothing that the model could be grown by",
+            "an operation, or a list of operations, is needed",
+            f"{operations!r} (of type {type(operations).__name__})",
+            "Pass for example `Wider('conv1', units=64)` or `[Wider(factor=1.5), Deeper('conv2')]`",
+        )
+    )
+
+
+def whole_number(
+    value: Any, what: str, received: str, least: int = 1, kind: str = "a number of units"
+) -> int:
+    """Checks that a number is a whole one, of at least `least`.
+
+    Args:
+        value: The number; an integer of NumPy is one, too.
+        what: What the number is for.
+        received: What the caller passed, for the error message.
+        least: The smallest that is possible. Defaults to `1`.
+        kind: What it is a number of, for the error message.
+
+    Returns:
+        The number as an `int`.
+
+    Raises:
+        SizeError: If it isn't one.
+    """
+    try:
+        number = operator.index(value)
+        if isinstance(value, bool):
+            raise TypeError
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise SizeError(
+            explain(
+                f"{what} can't be {value!r}",
+                f"it is {kind}, which is a whole number of at least {least}",
+                received,
+                "Pass an integer",
+            )
+        )
+    return number
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """A layer that a request found, and whether it was named outright."""
+
+    facts: Facts
+    named: bool
+
+
+def find_layers(draft: Draft, wanted: Any, received: str) -> list[Match]:
+    """The layers that a request names.
+
+    Args:
+        draft: The draft.
+        wanted: A layer's name or path, a glob pattern of these, a layer object, or
+            a sequence of these.
+        received: The request, for the error message.
+
+    Returns:
+        The layers in the order of the request, each once.
+
+    Raises:
+        UnknownLayerError: If a name or pattern matches nothing, or a name more
+            than one layer.
+    """
+    found: dict[int, Match] = {}
+    items = wanted if _is_sequence(wanted) else [wanted]
+    if not items:
+        raise UnknownLayerError(
+            explain("No layer was named", "the list is empty", received, "Name a layer")
+        )
+    for item in items:
+        for match in _find(draft, item, received):
+            found.setdefault(id(match.facts), match)
+    return list(found.values())
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _find(draft: Draft, item: Any, received: str) -> Iterable[Match]:
+    layers = draft.layers()
+    if isinstance(item, keras.Layer):
+        same = [facts for facts in layers if facts.operation is item]
+        if not same:
+            raise UnknownLayerError(
+                explain(
+                    f"The layer {item.name!r} ({type(item).__name__}) isn't part of "
+                    f"the model {draft.model.name!r}",
+                    "only layers that the model calls can grow",
+                    received,
+                    _suggest(draft, item.name),
+                )
+            )
+        return [Match(same[0], True)]
+    if not isinstance(item, str):
+        raise UnknownLayerError(
+            explain(
+                "A layer is named by a string or given as a layer object",
+                "nothing else tells which layer is meant",
+                received,
+                "Pass names such as 'conv1', patterns such as 'conv*', or layers",
+            )
+        )
+    by_path = [facts for facts in layers if facts.path == item]
+    by_name = by_path or [facts for facts in layers if facts.operation.name == item]
+    if len(by_name) > 1:
+        paths = ", ".join(repr(facts.path) for facts in by_name)
+        raise UnknownLayerError(
+            explain(
+                f"The name {item!r} doesn't tell which layer is meant",
+                f"{len(by_name)} layers of nested models have it",
+                received,
+                f"Use a path: {paths}",
+            )
+        )
+    if by_name:
+        return [Match(by_name[0], True)]
+    if any(character in item for character in "*?["):
+        matches = [
+            Match(facts, False)
+            for facts in layers
+            if fnmatch.fnmatchcase(facts.path, item)
+            or fnmatch.fnmatchcase(facts.operation.name, item)
+        ]
+        if matches:
+            return matches
+    kind = "pattern" if any(character in item for character in "*?[") else "name"
+    nested = [g for g in draft.graph.subgraphs() if g.path and item in (g.path, g.model.name)]
+    if nested:
+        raise UnknownLayerError(
+            explain(
+                f"{item!r} is a model ({type(nested[0].model).__name__}), not a layer",
+                "its layers grow, each by its own width",
+                received,
+                f"Name the layers inside, such as '{nested[0].path}/*'",
+            )
+        )
+    raise UnknownLayerError(
+        explain(
+            f"The {kind} {item!r} matches no layer of the model {draft.model.name!r}",
+            f"its layers are {_listed([facts.path for facts in layers])}",
+            received,
+            _suggest(draft, item),
+        )
+    )
+
+
+def _listed(names: list[str], most: int = 12) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown}, and {len(names) - most} more" if len(names) > most else shown
+
+
+def _suggest(draft: Draft, name: str) -> str:
+    names = {facts.path for facts in draft.layers()}
+    names |= {facts.operation.name for facts in draft.layers()}
+    close = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
+    if not close:
+        return "Use a name from `[layer.name for layer in model.layers]`"
+    return f"Did you mean {' or '.join(map(repr, close))}?"
+
+
+def label(facts: Facts) -> str:
+    """A layer for an error message: its path, class and sizes."""
+    sizes = ", ".join(
+        f"{expression.size} {'units' if key == 'output_dim' else key}"
+        for key, expression in facts.units.items()
+    )
+    kind = type(facts.operation).__name__
+    return f"{facts.path!r} ({kind}{', ' + sizes if sizes else ''})"

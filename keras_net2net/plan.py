@@ -1,0 +1,218 @@
+"""A growth as a value: what changes, before anything does.
+
+A `Plan` can be printed, compared, and replayed on anything that has the shape
+of the model's weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_net2net.weights import VariableChange
+
+
+@dataclasses.dataclass(frozen=True)
+class WidthChange:
+    """One width that grows.
+
+    Args:
+        name: The width's name: the path of the layer that makes its units first.
+        old: Units before.
+        new: Units after.
+        layers: The paths of all the layers that make these units. More than one
+            where widths are tied, as by a residual sum.
+        asked: Those among `layers` that the operation named.
+    """
+
+    name: str
+    old: int
+    new: int
+    layers: tuple[str, ...]
+    asked: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The layers that were asked for, and which part of their units this is."""
+        names = ", ".join(self.asked or self.layers[:1])
+        return names if self.name in self.layers else f"{names} (part {self.name!r} of its units)"
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerChange:
+    """One layer whose configuration or weights change.
+
+    Args:
+        path: The layer's path, e.g. `"encoder/conv1"`.
+        kind: The name of its class.
+        config: The attributes that change: key, value before, value after.
+        variables: The changes of its weights.
+    """
+
+    path: str
+    kind: str
+    config: tuple[tuple[str, Any, Any], ...]
+    variables: tuple[VariableChange, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialWeight:
+    """How one weight of an inserted layer starts.
+
+    Args:
+        name: The weight's name.
+        shape: Its shape when it is inserted.
+        value: The constant it is filled with.
+        identity_at: For a kernel, the spatial position at which it holds the
+            identity matrix, `()` for Dense. Defaults to `None`: no identity.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    value: float = 0.0
+    identity_at: tuple[int, ...] | None = None
+
+    def array(self) -> np.ndarray:
+        """The value, as float32."""
+        array = np.full(self.shape, self.value, np.float32)
+        if self.identity_at is not None:
+            array[self.identity_at] = np.eye(*self.shape[-2:], dtype=np.float32)
+        return array
+
+
+@dataclasses.dataclass(frozen=True)
+class Insertion:
+    """One layer that is inserted.
+
+    Args:
+        path: The path of the new layer.
+        after: The path of the layer behind which it is inserted.
+        layer_class: Its class.
+        config: Its configuration when it is inserted.
+        weights: How its weights start.
+    """
+
+    path: str
+    after: str
+    layer_class: Any
+    config: Mapping[str, Any]
+    weights: tuple[InitialWeight, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A layer that an operation on several layers leaves as it is, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one operation does.
+
+    Args:
+        operation: The operation.
+        widths: The widths that grow.
+        layers: The layers that change.
+        insertions: The layers that are inserted.
+        skipped: The layers that stay, and why.
+        notes: What else a reader should know.
+        exact: Whether the operation preserves the function.
+    """
+
+    operation: Any
+    widths: tuple[WidthChange, ...] = ()
+    layers: tuple[LayerChange, ...] = ()
+    insertions: tuple[Insertion, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+    exact: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a growth will do: the steps of its operations, in their order.
+
+    Args:
+        model: The name of the model.
+        seed: The seed of all that is drawn.
+        steps: What each operation does.
+        parameters_before: The model's number of parameters before.
+        parameters_after: The same, after.
+    """
+
+    model: str
+    seed: int
+    steps: tuple[Step, ...]
+    parameters_before: int
+    parameters_after: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether all operations preserve the function of the model."""
+        return all(step.exact for step in self.steps)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing would change."""
+        return not any(step.widths or step.insertions for step in self.steps)
+
+    def apply_to(self, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Replays the plan on arrays: a checkpoint, say, from before the growth.
+
+        Args:
+            weights: Arrays by path, `"<layer path>/<weight name>"`, with the shapes
+                that the weights had before the growth.
+
+        Returns:
+            A dict with all of them, grown where the plan grows them, and with the
+            weights of the layers that the plan inserts.
+
+        Raises:
+            KeyError: If a weight that the plan changes is missing.
+        """
+        grown = dict(weights)
+        for step in self.steps:
+            for insertion in step.insertions:
+                for weight in insertion.weights:
+                    grown[f"{insertion.path}/{weight.name}"] = weight.array()
+            for layer in step.layers:
+                for change in layer.variables:
+                    grown[change.name] = change.apply(np.asarray(grown[change.name]), self.seed)
+        return grown
+
+    def summary(self) -> str:
+        """The plan as text: what grows, what is inserted, what stays and why."""
+        lines = [
+            f"Growth of {self.model!r}: "
+            f"{self.parameters_before:,} -> {self.parameters_after:,} parameters "
+            f"({'exact' if self.exact else 'not exact'}, seed {self.seed})"
+        ]
+        for step in self.steps:
+            lines.append(f"  {step.operation}")
+            lines += [f"    {line}" for line in _describe(step)]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+
+def _describe(step: Step) -> list[str]:
+    lines = []
+    for width in step.widths:
+        tied = [path for path in width.layers if path not in (width.asked or width.layers[:1])]
+        also = f" (and, tied to it: {', '.join(tied)})" if tied else ""
+        lines.append(f"widen {width.label}: {width.old} -> {width.new}{also}")
+    for insertion in step.insertions:
+        kind = insertion.layer_class.__name__
+        lines.append(f"insert {insertion.path} ({kind}) after {insertion.after}")
+    if step.widths:
+        readers = [layer.path for layer in step.layers]
+        lines.append(f"change {len(readers)} layers: {', '.join(readers)}")
+    lines += [f"skip {skip.path}: {skip.reason}" for skip in step.skipped]
+    lines += [f"note: {note}" for note in step.notes]
+    return lines or ["nothing to do"]

@@ -1,0 +1,51 @@
+"""Layers that merge branches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import layers
+
+from keras_net2net.inference import RuleCall
+from keras_net2net.rules.kinds import broadcast
+from keras_net2net.rules.registry import register_rule
+from keras_net2net.widths import Axes, Expression, Fixed, concat
+
+
+@register_rule(
+    layers.Add,
+    layers.Subtract,
+    layers.Multiply,
+    layers.Average,
+    layers.Maximum,
+    layers.Minimum,
+)
+def merge(call: RuleCall, inputs: list[Axes], **kwargs: Any) -> Axes:
+    """Ties the units of all inputs; an axis of size 1 is broadcast and ties nothing."""
+    ranks = {len(x) for x in inputs}
+    if len(ranks) > 1:
+        # Keras puts the missing axes behind the batch, not in front of it.
+        rank = max(ranks)
+        inputs = [(*x[:1], *(Fixed(1),) * (rank - len(x)), *x[1:]) for x in inputs]
+    return broadcast(call, inputs)
+
+
+@register_rule(layers.Concatenate)
+def concatenate(call: RuleCall, inputs: list[Axes], **kwargs: Any) -> Axes:
+    """Puts units one after the other; ties those on the other axes."""
+    return join(call, inputs, call.layer.axis)
+
+
+def join(call: RuleCall, inputs: list[Axes], axis: int) -> Axes:
+    """The axes of tensors put one after the other along `axis`."""
+    axis %= len(inputs[0])
+    result: list[Expression] = []
+    for i, column in enumerate(zip(*inputs, strict=True)):
+        if i == axis:
+            result.append(concat(column))
+            continue
+        known = sorted(column, key=lambda e: e.size is None)
+        for other in known[1:]:
+            call.unify(known[0], other)
+        result.append(known[0])
+    return tuple(result)

@@ -1,0 +1,43 @@
+"""Pooling: along space, each channel alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import layers
+
+from keras_net2net.inference import RuleCall
+from keras_net2net.rules.kinds import channel_axis, with_space
+from keras_net2net.rules.registry import register_rule
+from keras_net2net.widths import Axes
+
+POOLS = "pools along this axis"
+
+
+@register_rule(
+    *(
+        getattr(layers, f"{kind}Pooling{rank}D")
+        for kind in ("Max", "Average", "AdaptiveMax", "AdaptiveAverage")
+        for rank in (1, 2, 3)
+        if hasattr(layers, f"{kind}Pooling{rank}D")  # the adaptive ones are new in Keras 3.13
+    )
+)
+def pooling(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
+    """Passes channels through."""
+    return with_space(call, x, POOLS)
+
+
+@register_rule(
+    *(
+        getattr(layers, f"Global{kind}Pooling{rank}D")
+        for kind in ("Max", "Average")
+        for rank in (1, 2, 3)
+    )
+)
+def global_pooling(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
+    """Passes channels through."""
+    if call.layer.keepdims:
+        return with_space(call, x, POOLS)
+    at = channel_axis(call, len(x))
+    call.fix([e for i, e in enumerate(x) if i not in (0, at)], POOLS)
+    return (x[0], x[at])

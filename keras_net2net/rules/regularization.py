@@ -1,0 +1,38 @@
+"""Dropout and noise: each unit alone, so that they follow whatever comes in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import layers
+
+from keras_net2net.inference import RuleCall
+from keras_net2net.rules.kinds import same
+from keras_net2net.rules.registry import register_rule
+from keras_net2net.widths import Axes
+
+register_rule(
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+    layers.ActivityRegularization,
+)(same)
+
+
+@register_rule(layers.Dropout, layers.AlphaDropout)
+def dropout(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes | None:
+    """Passes units through; a `noise_shape` follows them."""
+    shape = call.setting("noise_shape")
+    if shape is not None:
+        if len(shape) != len(x):
+            return None
+        call.configure(
+            "noise_shape",
+            tuple(
+                axis if size is not None and size == axis.size != 1 else size
+                for size, axis in zip(shape, x, strict=True)
+            ),
+        )
+    return x

@@ -1,0 +1,61 @@
+"""Layers that move units to other axes, or space around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import layers
+
+from keras_net2net.inference import RuleCall
+from keras_net2net.rules.kinds import with_space
+from keras_net2net.rules.registry import register_rule
+from keras_net2net.widths import Axes, Expression, Fixed, product, regroup
+
+
+@register_rule(layers.Flatten)
+def flatten(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
+    """Multiplies units by the space around them."""
+    rest = x[1:]
+    if call.layer.data_format == "channels_first" and len(x) > 1:
+        rest = (*x[2:], x[1])  # Keras moves the channels to the end first
+    return (x[0], product(rest))
+
+
+@register_rule(layers.Reshape)
+def reshape(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
+    """Regroups units; those of a split axis become factors."""
+    shape = call.output_shapes[0]
+    groups = regroup(x[1:], list(shape[1:]))
+    if groups is None:
+        return None
+    target = call.setting("target_shape")
+    call.configure(
+        "target_shape",
+        tuple(-1 if old == -1 else axis for old, axis in zip(target, groups, strict=True)),
+    )
+    return (x[0], *groups)
+
+
+@register_rule(layers.Permute)
+def permute(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
+    """Moves units to other axes."""
+    return (x[0], *(x[axis] for axis in call.layer.dims))
+
+
+@register_rule(layers.RepeatVector)
+def repeat_vector(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
+    """Passes units through."""
+    repeated: Expression = Fixed(call.layer.n)
+    return (x[0], repeated, x[1])
+
+
+@register_rule(
+    *(
+        getattr(layers, f"{kind}{rank}D")
+        for kind in ("ZeroPadding", "Cropping", "UpSampling")
+        for rank in (1, 2, 3)
+    )
+)
+def spatial(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
+    """Passes channels through."""
+    return with_space(call, x, "pads, crops or repeats along this axis")

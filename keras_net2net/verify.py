@@ -1,0 +1,151 @@
+"""Does the grown model compute what it computed before? A probe batch tells."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_net2net.errors import VerificationError, explain
+from keras_net2net.graph import Graph, Tensor
+from keras_net2net.remaps import generator
+
+# Relative to the largest output. A mistake moves outputs by percents; what is
+# allowed here is rounding in a deep network.
+TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+BATCH = 2
+# Stand-ins for unknown sizes; the first that the model accepts is taken.
+UNKNOWN = (8, 32, 64, 128, 224)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A batch, and what the model made of it before the growth.
+
+    Args:
+        batch: The inputs, nested as the model takes them.
+        outputs: The outputs at inference, flat.
+        dtype: The narrowest dtype that the model computes in.
+    """
+
+    batch: Any
+    outputs: list[np.ndarray]
+    dtype: str
+
+    def difference(self, model: Any) -> float:
+        """The largest absolute difference of the model's outputs from those before."""
+        return max(
+            float(np.max(np.abs(new - old), initial=0.0))
+            for new, old in zip(run(model, self.batch), self.outputs, strict=True)
+        )
+
+    @property
+    def tolerance(self) -> float:
+        """The largest difference that rounding may make."""
+        largest = max(float(np.max(np.abs(y), initial=0.0)) for y in self.outputs)
+        return TOLERANCES.get(self.dtype, 1e-4) * max(largest, 1e-3)
+
+    def check(self, model: Any) -> float:
+        """Compares the outputs.
+
+        Returns:
+            The largest absolute difference.
+
+        Raises:
+            VerificationError: If it is more than rounding.
+        """
+        difference = self.difference(model)
+        if not difference <= self.tolerance:
+            raise VerificationError(
+                explain(
+                    f"The growth of {model.name!r} was undone",
+                    f"the outputs differ by up to {difference:.3g}, and rounding in {self.dtype} "
+                    f"explains {self.tolerance:.3g} at most",
+                    f"a probe batch of {BATCH if self.batch is None else _size(self.batch)}",
+                    "Please report the model; `verify=False` grows it all the same",
+                )
+            )
+        return difference
+
+
+def probe(model: Any, graph: Graph, batch: Any = None) -> Probe:
+    """Runs a model on a probe batch before it grows.
+
+    Args:
+        model: The model.
+        graph: Its graph.
+        batch: The inputs to use. Defaults to `None`: made from the input shapes
+            and dtypes.
+
+    Returns:
+        The probe.
+    """
+    if batch is not None:
+        return Probe(batch, run(model, batch), _narrowest(model))
+    problem: Exception | None = None
+    unknown = any(None in tensor.shape[1:] for tensor in graph.flat_inputs)
+    for size in UNKNOWN if unknown else UNKNOWN[:1]:
+        made = make_batch(graph, size)
+        try:
+            return Probe(made, run(model, made), _narrowest(model))
+        except Exception as error:
+            problem = error
+    raise VerificationError(
+        explain(
+            f"No probe batch could be made for {model.name!r}",
+            f"the model refuses inputs made from its input shapes: {problem}",
+            "verify=True",
+            "Pass a batch of your data as `verify=x`, or `verify=False`",
+        )
+    ) from problem
+
+
+def make_batch(graph: Graph, unknown: int) -> Any:
+    """Random inputs for a model, nested as it takes them."""
+    limits = _integer_limits(graph)
+
+    def make(tensor: Tensor) -> np.ndarray:
+        name = str(getattr(tensor.keras_tensor, "name", ""))
+        shape = [BATCH if tensor.shape[0] is None else tensor.shape[0]]
+        shape += [unknown if size is None else size for size in tensor.shape[1:]]
+        rng = generator(0, "probe", name)
+        if "int" in tensor.dtype or tensor.dtype == "bool":
+            high = limits.get(id(tensor), 2)
+            return rng.integers(0, high, shape).astype(tensor.dtype)
+        return rng.standard_normal(shape).astype(
+            "float32" if tensor.dtype == "bfloat16" else tensor.dtype
+        )
+
+    return keras.tree.map_structure(make, graph.inputs)
+
+
+def _integer_limits(graph: Graph) -> dict[int, int]:
+    """For inputs that index an embedding: how many entries it has."""
+    limits: dict[int, int] = {}
+    for call in graph.calls:
+        if isinstance(call.operation, keras.layers.Embedding):
+            for tensor in call.inputs:
+                size = call.operation.input_dim
+                limits[id(tensor)] = min(size, limits.get(id(tensor), size))
+    return limits
+
+
+def run(model: Any, batch: Any) -> list[np.ndarray]:
+    """The outputs of a model at inference, flat, in float64 or their own precision."""
+    outputs = keras.tree.flatten(model(batch, training=False))
+    arrays = [keras.ops.convert_to_numpy(y) for y in outputs]
+    return [y.astype(np.float64) for y in arrays]
+
+
+def _narrowest(model: Any) -> str:
+    dtypes = {layer.compute_dtype for layer in model._flatten_layers()}
+    for dtype in ("bfloat16", "float16", "float32", "float64"):
+        if dtype in dtypes:
+            return dtype
+    return "float32"
+
+
+def _size(batch: Any) -> str:
+    return f"shape {[tuple(np.shape(x)) for x in keras.tree.flatten(batch)]}"

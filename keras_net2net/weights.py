@@ -1,0 +1,242 @@
+"""New weights from old ones: gather along every axis, share along those that read.
+
+This is all of widening, for every architecture. It works on anything that has
+the shape of the weight, given the axes' remaps and roles; it knows no layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_net2net.remaps import Remap, generator
+
+MAKES = "makes"  # the axis makes units: a kernel's output axis, a bias
+READS = "reads"  # the axis reads units: a kernel's input axis
+FOLLOWS = "follows"  # the axis holds something per unit: BatchNormalization, PReLU
+
+_CHUNK = 2**18  # weights that are shared at a time: what is in between stays in the cache
+
+
+@dataclasses.dataclass(frozen=True)
+class NewUnits:
+    """How new units start; the same for all the weights of one growth.
+
+    Args:
+        kind: `"replicate"`, `"fresh"` or `"random"`.
+        shares: `"random"` or `"even"`: how copies share what reads them.
+        noise: Standard deviation of the noise on the copies' incoming weights,
+            relative to that of the weights. Defaults to `0.0`.
+    """
+
+    kind: str = "replicate"
+    shares: str = "random"
+    noise: float = 0.0
+
+    @property
+    def exact(self) -> bool:
+        """Whether the grown model computes what the old one did."""
+        return self.kind != "random" and not self.noise
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisChange:
+    """What happens along one axis of a variable: its remap and its role."""
+
+    role: str
+    remap: Remap
+
+
+@dataclasses.dataclass(frozen=True)
+class VariableChange:
+    """What happens to one variable.
+
+    Args:
+        name: The variable's path in the model, e.g. `"conv1/kernel"`. It seeds
+            what is drawn for this variable.
+        axes: One `AxisChange` for each axis, `None` where the axis stays.
+        how: How the new units start.
+    """
+
+    name: str
+    axes: tuple[AxisChange | None, ...]
+    how: NewUnits = NewUnits()
+
+    def new_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The variable's shape after the change."""
+        return tuple(
+            size if axis is None else axis.remap.size
+            for size, axis in zip(shape, self.axes, strict=True)
+        )
+
+    def apply(self, value: np.ndarray, seed: int) -> np.ndarray:
+        """Grows one array.
+
+        Args:
+            value: The old value, with the old shape.
+            seed: The seed of the growth.
+
+        Returns:
+            The new value, in the dtype of the old one.
+        """
+        dtype = value.dtype
+        # The sum of shares must be exact to the variable's own precision, so
+        # anything narrower than float32 is computed in float32.
+        old = value if dtype in (np.float32, np.float64) else value.astype(np.float32)
+        new = old
+        # The last axis first: its gather touches the smallest array.
+        for axis in reversed(range(old.ndim)):
+            change = self.axes[axis]
+            if change is not None:
+                new = np.take(new, change.remap.index, axis=axis)
+        if new is old:
+            return value.copy()
+        for axis, change in enumerate(self.axes):
+            if change is not None and change.role == MAKES and old.ndim > 1:
+                self._start_incoming(new, old, axis, change.remap, seed)
+        for axis, change in enumerate(self.axes):
+            if change is not None and change.role == READS:
+                self._start_outgoing(new, old, axis, change.remap, seed)
+        return new.astype(dtype, copy=False)
+
+    def _start_incoming(
+        self, new: np.ndarray, old: np.ndarray, axis: int, remap: Remap, seed: int
+    ) -> None:
+        """Sets the incoming weights of the new units, where they aren't mere copies."""
+        if self.how.kind == "replicate" and not self.how.noise:
+            return
+        rng = generator(seed, "incoming", self.name, axis, remap.old_size, remap.size)
+        units = np.moveaxis(new, axis, 0)
+        drawn = rng.standard_normal((int(remap.new.sum()), *units.shape[1:]), dtype=np.float32)
+        if self.how.kind == "replicate":
+            units[remap.new] += self.how.noise * old.std() * drawn
+        else:
+            norms = _norms(np.moveaxis(old, axis, 0))[remap.index[remap.new]]
+            units[remap.new] = _with_norms(drawn, norms)
+
+    def _start_outgoing(
+        self, new: np.ndarray, old: np.ndarray, axis: int, remap: Remap, seed: int
+    ) -> None:
+        """Sets the weights that read the new units."""
+        units = np.moveaxis(new, axis, 0)
+        if self.how.kind == "replicate":
+            # Where a second axis is read as well, its shares must not vary along
+            # the first one, or the sum over both would no longer be one.
+            common = [
+                other != axis and change is not None and change.role == READS and other < axis
+                for other, change in enumerate(self.axes)
+            ]
+            del common[axis]
+            share(units, remap, self.how.shares, seed, (self.name, axis), common)
+        elif self.how.kind == "random":
+            rng = generator(seed, "outgoing", self.name, axis, remap.old_size, remap.size)
+            drawn = rng.standard_normal((int(remap.new.sum()), *units.shape[1:]), dtype=np.float32)
+            norms = _norms(np.moveaxis(old, axis, 0))[remap.index[remap.new]]
+            units[remap.new] = _with_norms(drawn, norms)
+        else:
+            self._silence(units, axis, remap)
+
+    def _silence(self, units: np.ndarray, axis: int, remap: Remap) -> None:
+        """Zeroes what reads fresh units, but for what fresh units read of each other.
+
+        A fresh unit that reads fresh units stays random: nothing that was there
+        before sees it, and a zero there would have no gradient at first.
+        """
+        others = [change for i, change in enumerate(self.axes) if i != axis]
+        keep = np.zeros(units.shape[1:], bool)
+        for i, change in enumerate(others):
+            if change is not None and change.role == MAKES:
+                shape = [1] * len(others)
+                shape[i] = -1
+                keep = keep | change.remap.new.reshape(shape)
+        units[remap.new] = np.where(keep, units[remap.new], 0)
+
+
+def share(
+    units: np.ndarray,
+    remap: Remap,
+    shares: str,
+    seed: int,
+    key: tuple[object, ...],
+    common: Sequence[bool],
+) -> None:
+    """Divides among copies, in place, what reads them: shares that sum to one.
+
+    With `"even"` each copy gets 1/count, as in the paper. With `"random"` each
+    copy *and each outgoing weight* gets a share of its own. Both are exact; the
+    second separates the copies, also under Adam, whose update ignores scale.
+
+    Args:
+        units: The gathered weights, the reading axis first. Changed in place.
+        remap: The remap of the reading axis.
+        shares: `"random"` or `"even"`.
+        seed: The seed of the growth.
+        key: What seeds the draw beside the seed: the variable and the axis.
+        common: For each other axis, whether one share serves all of it.
+    """
+    rng = generator(seed, "shares", *key, remap.old_size, remap.size)
+    rest = [1 if one else size for one, size in zip(common, units.shape[1:], strict=True)]
+    added = np.flatnonzero(remap.new)
+    originals = np.empty(remap.old_size, int)
+    originals[remap.index[~remap.new]] = np.flatnonzero(~remap.new)
+    sources = remap.index[added]
+    left = np.bincount(sources, minlength=remap.old_size)  # copies still to be given a share
+    rows = max(1, _CHUNK // max(1, math.prod(units.shape[1:])))
+    for turn in _turns(sources):
+        for at in range(0, len(turn), rows):
+            copies = turn[at : at + rows]
+            of = sources[copies]
+            # Each copy in turn splits its part off what the original still holds; the
+            # original keeps the difference, so that the sum is right to the last bit.
+            count = left[of].reshape(-1, *(1,) * len(rest)).astype(units.dtype)
+            if shares == "even":
+                part = 1 / (count + 1)
+            else:
+                part = _uniform(rng, (len(copies), *rest))
+                part /= part + count
+            whole = units[originals[of]]
+            given = whole * part
+            units[_index(added[copies])] = given
+            whole -= given
+            units[originals[of]] = whole
+        left[sources[turn]] -= 1
+
+
+def _uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers from 1/2 to 3/2, in steps of 2**-16: fast, and fine enough for shares."""
+    raw = np.frombuffer(rng.bytes(2 * math.prod(shape)), "<u2").reshape(shape)
+    numbers = raw.astype(np.float32)
+    numbers *= np.float32(2**-16)
+    numbers += np.float32(0.5)
+    return numbers
+
+
+def _index(positions: np.ndarray) -> np.ndarray | slice:
+    """Positions as a slice where they follow each other, which is faster."""
+    if len(positions) and np.all(np.diff(positions) == 1):
+        return slice(int(positions[0]), int(positions[-1]) + 1)
+    return positions
+
+
+def _turns(sources: np.ndarray) -> list[np.ndarray]:
+    """Groups positions so that no source comes twice in a group, in their order."""
+    order = np.argsort(sources, kind="stable")
+    ranked = sources[order]
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]) if len(ranked) else ranked
+    rank = np.empty(len(ranked), int)
+    rank[order] = np.arange(len(ranked)) - np.repeat(starts, np.diff(np.r_[starts, len(ranked)]))
+    return [np.flatnonzero(rank == turn) for turn in range(int(rank.max(initial=-1)) + 1)]
+
+
+def _norms(units: np.ndarray) -> np.ndarray:
+    """The Euclidean norm of each unit's weights."""
+    return np.sqrt(np.square(units.reshape(len(units), -1)).sum(axis=1))
+
+
+def _with_norms(units: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    """Scales each unit's weights to a given norm."""
+    shape = (-1,) + (1,) * (units.ndim - 1)
+    return units * (norms / np.maximum(_norms(units), 1e-30)).reshape(shape)
