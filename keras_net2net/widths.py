@@ -251,6 +251,10 @@ def _unify_sequences(
             continue
         swap = (p.size or 0) < (q.size or 0)
         big, small = (q, p) if swap else (p, q)
+        if small.size == 1 and split is split_factor:
+            fix(small, obstacle)  # one unit that nothing on the other side would follow
+            (right if swap else left).append(big)
+            continue
         halves = split(big, small.size) if small.size and big.size else None
         if halves is None:
             for rest in (p, q, *left, *right):

@@ -548,3 +548,11 @@ def test_regrouping_keeps_all_units_in_their_order(data):
     if result is not None:
         assert [x.size for x in result] == [divisor, total // divisor]
         assert product(result) == product(axes)
+
+
+def test_a_single_unit_that_has_no_counterpart_in_a_product_is_fixed():
+    six, one, other = Width("six", 6, 1), Width("one", 1, 2), Width("other", 1, 3)
+    unify(product([six, one]), product([other, six]), WHY)
+    assert resolve(six) is six
+    assert six.obstacle is None
+    assert one.obstacle == other.obstacle == WHY
