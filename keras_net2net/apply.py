@@ -18,15 +18,21 @@ import numpy as np
 
 from keras_net2net import keras_privates as privates
 from keras_net2net.draft import Draft
-from keras_net2net.graph import Call, Graph, Shape, Tensor
+from keras_net2net.graph import Graph, Shape, Tensor
+from keras_net2net.inference import Facts
 from keras_net2net.plan import LayerChange, Plan
+from keras_net2net.reopening import update_opened
+from keras_net2net.rules.registry import rule_for
 from keras_net2net.transaction import Transaction
 from keras_net2net.weights import VariableChange
+from keras_net2net.widths import EXPRESSIONS, Axes, resolve
 
 T = TypeVar("T")
 
 
-def apply_plan(plan: Plan, draft: Draft, transaction: Transaction) -> list[Any]:
+def apply_plan(
+    plan: Plan, draft: Draft, transaction: Transaction
+) -> tuple[list[Any], tuple[str, ...]]:
     """Changes the model of a draft as its plan says.
 
     Args:
@@ -35,22 +41,21 @@ def apply_plan(plan: Plan, draft: Draft, transaction: Transaction) -> list[Any]:
         transaction: Remembers all that is changed.
 
     Returns:
-        The variables of the inserted layers.
+        The variables of the inserted layers; and what a user should know.
     """
     changes: dict[str, list[LayerChange]] = {}
     for step in plan.steps:
         for change in step.layers:
             changes.setdefault(change.path, []).append(change)
-    calls: dict[str, Call] = {}
-    for _, call in draft.graph.all_calls():
-        calls.setdefault(call.path, call)
+    # What is known of the planned graph: its shapes are the new ones.
+    known = {facts.path: facts for facts in draft.inference.facts.values()}
     growing = [path for path in changes if path not in draft.inserted]
     inserted = {}
     with privates.variable_scope(draft.model):
-        old = (_values(calls[path].operation, changes[path]) for path in growing)
+        old = (_values(known[path].operation, changes[path]) for path in growing)
         work = ((values, changes[path], plan.seed) for path, values in zip(growing, old))  # noqa: B905
         for path, values in zip(growing, _ahead(grown_values, work), strict=True):
-            grow_layer(calls[path], changes[path], values, transaction)
+            grow_layer(known[path], changes[path], values, transaction)
         for path, new in draft.inserted.items():
             steps = changes.get(path, [])
             initial = {weight.name: weight.array() for weight in new.insertion.weights}
@@ -59,10 +64,11 @@ def apply_plan(plan: Plan, draft: Draft, transaction: Transaction) -> list[Any]:
             for change in steps:
                 config.update({key: after for key, _, after in change.config})
             layer = new.insertion.layer_class.from_config(config)
-            shapes = {"input_shape": calls[path].inputs[0].shape}
+            shapes = {"input_shape": _shape_of(known[path].given[0][0])}
             privates.build_with_values(layer, shapes, values.get)
             inserted[id(new.layer)] = layer
-    relabel(draft.graph, calls.values(), transaction)
+    relabel(draft.graph, known.values(), transaction)
+    notes = update_opened(plan, draft, transaction)
     for graph in draft.graph.subgraphs():
         if graph.edited:
             rewire(graph, inserted, transaction)
@@ -70,13 +76,17 @@ def apply_plan(plan: Plan, draft: Draft, transaction: Transaction) -> list[Any]:
     for model in models:
         transaction.remember(model)
     privates.containers_changed(models)
-    return [variable for layer in inserted.values() for variable in layer.trainable_variables]
+    added = [variable for layer in inserted.values() for variable in layer.trainable_variables]
+    return added, notes
 
 
 def containers(graph: Graph) -> list[Any]:
     """All models and graphs that hold layers of this one, the innermost first."""
     found: list[Any] = []
     for inner in reversed(list(graph.subgraphs())):
+        if inner.opened:
+            found += [inner.model] if isinstance(inner.model, keras.Model) else []
+            continue
         function = privates.function_of(inner.model)
         found += [function] if function is inner.model else [function, inner.model]
     return found
@@ -86,9 +96,9 @@ def _values(layer: Any, steps: list[LayerChange]) -> dict[str, np.ndarray]:
     """The present values of the variables that change, by name."""
     names = {_name(change) for step in steps for change in step.variables}
     return {
-        variable.name: privates.read_variable(variable)
-        for variable in (privates.own_variables(layer) if names else ())
-        if variable.name in names
+        name: privates.read_variable(variable)
+        for name, variable in (privates.named_variables(layer) if names else {}).items()
+        if name in names
     }
 
 
@@ -125,7 +135,7 @@ def _ahead(function: Callable[..., T], work: Iterable[tuple], depth: int = 4) ->
 
 
 def grow_layer(
-    call: Call,
+    facts: Facts,
     steps: list[LayerChange],
     values: Mapping[str, np.ndarray],
     transaction: Transaction,
@@ -133,78 +143,108 @@ def grow_layer(
     """Gives a layer its new sizes and weights; the object and its variables stay.
 
     Args:
-        call: A call of the layer, with the planned shapes of its inputs.
+        facts: What is known of the layer in the planned graph.
         steps: The changes of the layer, in their order.
         values: The new values of its weights, by name.
         transaction: Remembers the layer.
     """
-    layer = call.operation
+    layer = facts.operation
     transaction.remember(layer)
     for step in steps:
         for key, _, value in step.config:
             setattr(layer, key, value)
     if not isinstance(layer, keras.Layer):
         return
-    variables = {variable.name: variable for variable in privates.own_variables(layer)}
+    variables = privates.named_variables(layer)
     for name, value in values.items():
         transaction.remember(variables[name])
         privates.set_variable(variables[name], value)
-    shapes = new_build_shapes(call)
+    shapes = new_build_shapes(facts)
     if shapes is not None:
+        _build_again(layer, shapes, variables)
+
+
+def _build_again(layer: Any, shapes: dict[str, Any], variables: Mapping[str, Any]) -> None:
+    """Lets a layer derive the rest from its new shapes.
+
+    One that holds nothing but layers might make these anew, so it is only told the
+    shapes. The same holds for one without a rule: nobody knows what its `build` does.
+    """
+    holds_layers = privates.sublayers(layer) and not privates.own_variables(layer)
+    if holds_layers or rule_for(layer) is None:
+        privates.set_build_shapes(layer, shapes)
+    else:
         privates.rebuild(layer, shapes, lambda *_, name, **__: variables[name])
 
 
-def new_build_shapes(call: Call) -> dict[str, Any] | None:
+def new_build_shapes(facts: Facts) -> dict[str, Any] | None:
     """The shapes to build a layer with, for its inputs' planned shapes.
 
     Returns:
         The arguments of `build`, or `None` for a layer that wasn't built by shapes.
     """
-    built_with = privates.build_shapes(call.operation)
-    if not built_with:
+    built_with = privates.build_shapes(facts.operation)
+    if not built_with or facts.given is None:
         return None
+    args, kwargs = facts.given
     if len(built_with) == 1:
-        (key,) = built_with
-        given = call.args[0] if call.args else next(iter(call.kwargs.values()))
-        return {key: keras.tree.map_structure(_shape_of, given)}
-    named = dict(zip(call.operation.call_signature_parameters, call.args, strict=False))
-    named.update(call.kwargs)
+        ((key, old),) = built_with.items()
+        given = args[0] if args else next(iter(kwargs.values()))
+        return {key: _shapes_like(given, old)}
+    named = dict(zip(facts.operation.call_signature_parameters, args, strict=False))
+    named.update(kwargs)
     return {
-        key: keras.tree.map_structure(_shape_of, named.get(key.removesuffix("_shape")))
-        if named.get(key.removesuffix("_shape")) is not None
-        else old
+        key: old
+        if named.get(key.removesuffix("_shape")) is None
+        else _shapes_like(named[key.removesuffix("_shape")], old)
         for key, old in built_with.items()
     }
 
 
-def _shape_of(x: Any) -> Shape | None:
-    return x.shape if isinstance(x, Tensor) else None
+def _shapes_like(given: Any, old: Any) -> Any:
+    """The shapes of tensors; a batch size keeps what the build has seen of it."""
+    if _is_axes(given):
+        shape = _shape_of(given)
+        if isinstance(old, (tuple, list)) and len(old) == len(shape) and shape:
+            return (old[0], *shape[1:])
+        return shape
+    if isinstance(given, dict):
+        return {key: _shapes_like(x, (old or {}).get(key)) for key, x in given.items()}
+    if isinstance(given, (list, tuple)):
+        inside = old if isinstance(old, (list, tuple)) and len(old) == len(given) else None
+        return [_shapes_like(x, inside and inside[i]) for i, x in enumerate(given)]
+    return old
 
 
-def relabel(graph: Graph, calls: Iterable[Call], transaction: Transaction) -> None:
+def _is_axes(x: Any) -> bool:
+    return isinstance(x, tuple) and all(isinstance(axis, EXPRESSIONS) for axis in x)
+
+
+def _shape_of(axes: Axes) -> Shape:
+    return tuple(resolve(axis).size for axis in axes)
+
+
+def relabel(graph: Graph, layers: Iterable[Facts], transaction: Transaction) -> None:
     """Gives the symbolic tensors of a graph, and what records shapes, their new sizes."""
-    moved = False
     for inner in graph.subgraphs():
         tensors = [*inner.flat_inputs, *(t for call in inner.calls for t in call.outputs)]
         for tensor in tensors:
             symbolic = tensor.keras_tensor
             if symbolic is None or tuple(symbolic.shape) == tensor.shape:
                 continue
-            moved = True
             transaction.remember(symbolic)
             privates.set_shape(symbolic, tensor.shape)
         for tensor in inner.flat_inputs:
-            layer = privates.input_layer(tensor.keras_tensor)
+            symbolic = tensor.keras_tensor
+            layer = None if symbolic is None else privates.input_layer(symbolic)
             if layer is not None and tuple(layer.batch_shape) != tensor.shape:
                 transaction.remember(layer)
                 privates.set_input_shape(layer, tensor.shape)
-    if not moved:
-        return
-    for call in calls:
-        layer = call.operation
-        if call.node is None or not isinstance(layer, keras.Layer):
+    for facts in layers:
+        layer = facts.operation
+        if not isinstance(layer, keras.Layer) or not layer.built:
             continue
-        shapes = new_build_shapes(call) if privates.build_shapes(layer) else None
+        shapes = new_build_shapes(facts)
         if shapes is not None and _differ(shapes, privates.build_shapes(layer)):
             transaction.remember(layer)
             privates.set_build_shapes(layer, shapes)

@@ -12,7 +12,7 @@ import keras
 
 from keras_net2net import keras_privates as privates
 from keras_net2net.errors import GrowthError, explain
-from keras_net2net.graph import Graph, Tensor
+from keras_net2net.graph import Graph, Tensor, symbolic_inputs
 
 
 def copy_model(graph: Graph) -> Any:
@@ -36,6 +36,8 @@ class _Copy:
         """The copy of a model, nested models included."""
         original = graph.model
         if id(original) not in self._made:
+            if graph.opened:
+                return self._subclass(graph)
             if isinstance(original, keras.Sequential):
                 copy = self._sequential(graph)
             else:
@@ -47,6 +49,16 @@ class _Copy:
                     self._made[id(call.operation)].trainable = call.operation.trainable
             self._made[id(original)] = copy
         return self._made[id(original)]
+
+    def _subclass(self, graph: Graph) -> Any:
+        """The copy of a model whose code is its own: made from its configuration."""
+        original = graph.model
+        copy = _copy_of(original)
+        args, kwargs = symbolic_inputs(original)
+        copy(*args, **kwargs)
+        copy.set_weights(original.get_weights())
+        copy.trainable = original.trainable
+        return copy
 
     def _attributes(self, original: Any, copy: Any) -> None:
         """Copies what the user's class, or the user, keeps on the model for its own steps."""
@@ -86,7 +98,7 @@ class _Copy:
         return type(original).from_config(original.get_config())
 
     def _operation_of(self, call: Any) -> Any:
-        if call.inner is not None:
+        if call.inner is not None and not call.inner.opened:
             return self.model(call.inner)
         original = call.operation
         if id(original) not in self._made:
@@ -111,7 +123,7 @@ class _Copy:
         for call in graph.calls:
             layer = call.operation
             composite = isinstance(layer, keras.Layer) and not self._is_plain(layer)
-            if call.inner is None and composite and layer.weights:
+            if (call.inner is None or call.inner.opened) and composite and layer.weights:
                 self._made[id(layer)].set_weights(layer.get_weights())
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import keras
 
 from keras_net2net import graph as graphs
+from keras_net2net.errors import GrowthError, explain
 from keras_net2net.graph import Call, Graph, Tensor
-from keras_net2net.inference import Facts, Inference
+from keras_net2net.inference import Facts, Inference, Scaled, WeightAxis
 from keras_net2net.plan import Insertion, LayerChange, Plan, Step, WidthChange
-from keras_net2net.remaps import Remap, draw, remap_of
+from keras_net2net.remaps import Remap, draw, draw_bound, remap_of
 from keras_net2net.rules import builtin  # noqa: F401  (fills the rule book)
 from keras_net2net.weights import AxisChange, NewUnits, VariableChange
 from keras_net2net.widths import EXPRESSIONS, Expression, Width, resolve, widths_of
@@ -71,6 +72,8 @@ class Draft:
             facts
             for facts in self.inference.facts.values()
             if isinstance(facts.operation, keras.Layer)
+            and facts.part_of is None
+            and (facts.units or (facts.given is not None and not facts.opened))
         ]
 
     def calls_of(self, layer: Any) -> list[tuple[Graph, Call]]:
@@ -81,7 +84,7 @@ class Draft:
         """The paths of the layers that make each width."""
         found: dict[Width, list[str]] = {}
         for facts in self.inference.facts.values():
-            for expression in facts.units.values():
+            for expression in facts.units.values() if facts.part_of is None else ():
                 for width in widths_of(expression):
                     paths = found.setdefault(width, [])
                     if facts.path not in paths:
@@ -130,6 +133,7 @@ class Draft:
         sizes: Mapping[Width, int],
         how: NewUnits,
         asked: Mapping[Width, Iterable[str]],
+        fills: Mapping[Width, str | None] | None = None,
     ) -> tuple[tuple[WidthChange, ...], tuple[LayerChange, ...]]:
         """Grows widths, and all that is made of them.
 
@@ -137,6 +141,8 @@ class Draft:
             sizes: The new size of each width.
             how: How the new units start.
             asked: The paths of the layers that were named, for each width.
+            fills: For the widths that a normalization sees together, what their new
+                units hold, as in `draw_bound`.
 
         Returns:
             The widths and the layers that change.
@@ -152,11 +158,16 @@ class Draft:
             )
             for width, size in sizes.items()
         )
-        remaps = {
-            width: draw(self.seed, width.name, int(width.size or 0), size)
-            for width, size in sizes.items()
-        }
-        evaluate = _Evaluator(remaps)
+        fills = fills or {}
+        remaps = {}
+        for width, size in sizes.items():
+            old = int(width.size or 0)
+            remaps[width] = (
+                draw_bound(self.seed, width.name, old, size, fills[width])
+                if width in fills
+                else draw(self.seed, width.name, old, size)
+            )
+        evaluate = _Evaluator(remaps, fills)
         layers = []
         for facts in self.inference.facts.values():
             change = self._layer_change(facts, evaluate, how)
@@ -166,12 +177,9 @@ class Draft:
                 changed.update({key: new for key, _, new in change.config})
         for g in self.graph.subgraphs():
             for tensor in _tensors(g):
-                tensor.shape = tuple(
-                    evaluate.size(axis, size)
-                    for axis, size in zip(
-                        self.inference.axes[id(tensor)], tensor.shape, strict=True
-                    )
-                )
+                axes = self.inference.axes.get(id(tensor))
+                if axes is not None:
+                    tensor.shape = tuple(map(evaluate.size, axes, tensor.shape))
         self._inference = None
         return widths, tuple(layers)
 
@@ -184,10 +192,11 @@ class Draft:
             if all(remap is None for remap in remaps):
                 continue
             changes = tuple(
-                None if remap is None else AxisChange(axis.role, remap)
+                None if remap is None else AxisChange(axis.role, remap, evaluate.silent(axis))
                 for axis, remap in zip(axes, remaps, strict=True)
             )
-            change = VariableChange(f"{facts.path}/{name}", changes, how)
+            scale = evaluate.scale(facts.scales[name]) if name in facts.scales else 1.0
+            change = VariableChange(f"{facts.path}/{name}", changes, how, scale)
             variables.append(change)
             old = [axis.expression.size or 0 for axis in axes]
             self.shapes[change.name] = change.new_shape(old)
@@ -196,6 +205,8 @@ class Draft:
         for key, expressions in facts.config.items():
             before = self.setting(facts.operation, key)
             after = evaluate.value(expressions, before)
+            if isinstance(before, float) and abs(after - before) < 1e-12 * abs(before):
+                continue
             if after != before:
                 config.append((key, before, after))
         if not variables and not config:
@@ -219,6 +230,16 @@ class Draft:
         Returns:
             The tensor that the last of them makes.
         """
+        if g.opened:
+            raise GrowthError(
+                explain(
+                    f"No layer can be inserted into {g.path or g.model.name!r} "
+                    f"({type(g.model).__name__})",
+                    "its own code decides which layers it calls",
+                    f"an insertion of {chain[0].insertion.path!r}",
+                    "Insert layers into Sequential or Functional models, or widen it",
+                )
+            )
         calls = []
         x = after
         for inserted in chain:
@@ -236,8 +257,9 @@ class Draft:
 class _Evaluator:
     """Evaluates width expressions under given remaps, each expression once."""
 
-    def __init__(self, remaps: Mapping[Width, Remap]) -> None:
+    def __init__(self, remaps: Mapping[Width, Remap], fills: Mapping[Width, str | None]) -> None:
         self._remaps = remaps
+        self._fills = {width: fill for width, fill in fills.items() if fill is not None}
         self._known: dict[Expression, Remap | None] = {}
 
     def __call__(self, expression: Expression) -> Remap | None:
@@ -245,6 +267,21 @@ class _Evaluator:
         if expression not in self._known:
             self._known[expression] = remap_of(expression, self._remaps)
         return self._known[expression]
+
+    def silent(self, axis: WeightAxis) -> bool:
+        """Whether an axis of a weight is zero for units that fill."""
+        if not self._fills:
+            return False
+        modes = {self._fills[w] for w in widths_of(axis.expression) if w in self._fills}
+        return any(axis.silent_for("mean" if mode == "mean" else "zero") for mode in modes)
+
+    def scale(self, scaled: Scaled) -> float:
+        """What a number is multiplied by."""
+        remap = self(scaled.expression)
+        if remap is None:
+            return 1.0
+        base = remap.kept if scaled.by == "kept" else remap.old_size / remap.size
+        return float(base**scaled.power)
 
     def size(self, expression: Expression, old: int | None) -> int | None:
         """The size of an axis after the growth."""
@@ -254,8 +291,10 @@ class _Evaluator:
     def value(self, expressions: Any, old: Any) -> Any:
         """A config value after the growth, in the form of the old one."""
         if isinstance(expressions, (tuple, list)):
-            values = (self.value(e, o) for e, o in zip(expressions, old, strict=True))
-            return type(old)(values)
+            values = [self.value(e, o) for e, o in zip(expressions, old, strict=True)]
+            return values if isinstance(old, list) else tuple(values)
+        if isinstance(expressions, Scaled):
+            return old * self.scale(expressions)
         return self.size(expressions, old) if isinstance(expressions, EXPRESSIONS) else expressions
 
 

@@ -1,8 +1,8 @@
 """A model's graph as a value that operations can read and edit.
 
-`read` takes it from a live Keras model, nested models included. Planning works
-on this graph alone: it changes shapes, configurations and wiring here, and the
-model is untouched until the plan is applied.
+`read` takes it from a live Keras model, nested models and the inside of composite
+layers included. Planning works on this graph alone: it changes shapes,
+configurations and wiring here, and the model is untouched until the plan is applied.
 """
 
 from __future__ import annotations
@@ -15,17 +15,28 @@ import keras
 
 from keras_net2net import keras_privates as privates
 from keras_net2net.errors import GrowthError, explain
+from keras_net2net.opening import Opened, open_layer
+from keras_net2net.rules.registry import rule_for
 
 Shape = tuple[int | None, ...]
 
 
 @dataclasses.dataclass(eq=False)
 class Tensor:
-    """One symbolic tensor: its shape as planned, and Keras's own tensor, if any."""
+    """One symbolic tensor.
+
+    Args:
+        shape: Its shape as planned.
+        dtype: Its dtype.
+        keras_tensor: Keras's own tensor, if it is one of a model's graph.
+        variable: The variable that it stands for inside an opened layer, with the
+            layer that owns it and the path of that layer.
+    """
 
     shape: Shape
     dtype: str
     keras_tensor: Any = None
+    variable: tuple[Any, str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"Tensor{self.shape}"
@@ -42,8 +53,9 @@ class Call:
         args: The positional arguments, with `Tensor`s for symbolic tensors.
         kwargs: The keyword arguments, likewise.
         outputs: The output tensors, flat.
-        inner: The operation's own graph, where it is a nested model.
+        inner: The operation's own graph, where it is a nested model or an opened layer.
         node: The Keras node this call was read from, if any.
+        closed: Why a layer without a rule could not be opened, if it is one.
     """
 
     operation: Any
@@ -53,6 +65,7 @@ class Call:
     outputs: list[Tensor]
     inner: Graph | None = None
     node: Any = None
+    closed: str | None = None
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -75,6 +88,10 @@ class Graph:
         outputs: The output tensors, nested as the model returns them.
         calls: The calls, without those of input layers.
         edited: Whether calls were inserted since the graph was read.
+        opened: Whether this is the inside of a layer or of a subclassed model, that
+            is, what its own code does, which nobody can rewire.
+        sources: The tensors outside that the inputs of an opened layer stand for.
+        training: What an opened layer does in training mode, where that differs.
     """
 
     model: Any
@@ -83,6 +100,9 @@ class Graph:
     outputs: Any
     calls: list[Call]
     edited: bool = False
+    opened: bool = False
+    sources: list[Tensor] = dataclasses.field(default_factory=list)
+    training: Graph | None = None
 
     @property
     def flat_inputs(self) -> list[Tensor]:
@@ -104,6 +124,8 @@ class Graph:
                 continue
             seen.add(id(graph))
             yield graph
+            if graph.training is not None:
+                stack.append(graph.training)
             stack.extend(call.inner for call in reversed(graph.calls) if call.inner is not None)
 
     def all_calls(self) -> Iterator[tuple[Graph, Call]]:
@@ -136,16 +158,17 @@ class Graph:
 
 
 def read(model: Any) -> Graph:
-    """Reads the graph of a built Sequential or Functional model.
+    """Reads the graph of a built model.
 
     Args:
-        model: The model.
+        model: The model: Sequential, Functional, or a subclass with a `call` of its
+            own, which is opened.
 
     Returns:
         Its graph; each nested model is read once, however often it is called.
 
     Raises:
-        GrowthError: If the model isn't built, or isn't a graph of layers.
+        GrowthError: If the model isn't built, or does something that can't be seen.
     """
     if not isinstance(model, keras.Model):
         raise GrowthError(
@@ -156,61 +179,170 @@ def read(model: Any) -> Graph:
                 "Pass the model that you train",
             )
         )
-    if privates.function_of(model) is None:
-        raise GrowthError(_why_no_graph(model))
-    return _read(model, "", {})
+    if privates.function_of(model) is not None:
+        return _Reader().model(model, "")
+    shapes = None if isinstance(model, keras.Sequential) else privates.build_shapes(model)
+    if not shapes or not model.built:
+        raise GrowthError(_not_built(model))
+    return _read_subclass(model, shapes)
 
 
-def _why_no_graph(model: Any) -> str:
-    if isinstance(model, keras.Sequential):
-        return explain(
-            f"The model {model.name!r} can't grow yet",
-            "it isn't built, so that its layers have no weights and no shapes",
-            f"an unbuilt {type(model).__name__}",
-            "Start it with a `keras.Input`, or call `model.build(input_shape)` or the model first",
-        )
+def _not_built(model: Any) -> str:
     return explain(
-        f"The model {model.name!r} can't grow",
-        f"the class {type(model).__name__} writes its own `call`, so that there is no graph of "
-        "layers to follow the units through",
-        f"a subclassed model, {'built' if model.built else 'not built'}",
-        "Build it from `keras.Input`s as `keras.Model(inputs, outputs)`; a subclass that is "
-        "constructed with inputs and outputs, and has its own `train_step`, grows as well",
+        f"The model {model.name!r} can't grow yet",
+        "it isn't built, so that its layers have no weights and no shapes",
+        f"an unbuilt {type(model).__name__}",
+        "Start it with a `keras.Input`, or call `model.build(input_shape)` or the model first"
+        if isinstance(model, keras.Sequential)
+        else "Call the model on a batch of data first",
     )
 
 
-def _read(model: Any, path: str, seen: dict[int, Graph]) -> Graph:
-    if id(model) in seen:
-        return seen[id(model)]
-    function = privates.function_of(model)
-    tensors: dict[int, Tensor] = {}
+def _read_subclass(model: Any, shapes: dict[str, Any]) -> Graph:
+    """Reads a subclassed model, for inputs of the shapes that it was built with.
 
-    def tensor_of(x: Any) -> Any:
+    Their dtype isn't recorded anywhere: tables are looked up with floats as well,
+    but not all code takes them for indices.
+    """
+    problem: Exception | None = None
+    for dtype in ("float32", "int32"):
+        args, kwargs = _symbolic_arguments(shapes, dtype)
+        reader = _Reader()
+        outside = [reader.tensor_of(x, {}) for x in keras.tree.flatten((args, kwargs))]
+        try:
+            graph = reader.opened(model, "", args, kwargs, outside)
+        except Exception as error:
+            problem = error
+            continue
+        inside = {id(source): x for source, x in zip(graph.sources, graph.flat_inputs, strict=True)}
+        flat = [inside[id(tensor)] for tensor in outside]
+        graph.inputs = keras.tree.pack_sequence_as(args[0] if args else kwargs, flat)
+        return graph
+    raise GrowthError(
+        explain(
+            f"The model {model.name!r} can't grow",
+            f"what the `call` of {type(model).__name__} does can't be seen: {problem}",
+            "a subclassed model",
+            "Write it with Keras layers and `keras.ops` alone, or build it from `keras.Input`s as "
+            "`keras.Model(inputs, outputs)`",
+        )
+    ) from problem
+
+
+def symbolic_inputs(model: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Symbolic arguments for a subclassed model, of the shapes that it was built with."""
+    return _symbolic_arguments(privates.build_shapes(model) or {}, "float32")
+
+
+def _symbolic_arguments(shapes: dict[str, Any], dtype: str) -> tuple[list[Any], dict[str, Any]]:
+    given = {key: _symbolic(shape, dtype) for key, shape in shapes.items()}
+    if len(given) == 1:
+        return list(given.values()), {}
+    return [], {key.removesuffix("_shape"): x for key, x in given.items()}
+
+
+def _symbolic(shape: Any, dtype: str) -> Any:
+    """Symbolic tensors for (nested) shapes."""
+    if isinstance(shape, dict):
+        return {key: _symbolic(item, dtype) for key, item in shape.items()}
+    if all(size is None or isinstance(size, int) for size in shape):
+        return keras.KerasTensor(tuple(shape), dtype=dtype)
+    return [_symbolic(item, dtype) for item in shape]
+
+
+class _Reader:
+    """Reads graphs, each model once."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, Graph] = {}
+
+    def tensor_of(self, x: Any, known: dict[int, Tensor]) -> Any:
+        """The `Tensor` of a symbolic tensor; anything else as it is."""
         if not isinstance(x, keras.KerasTensor):
             return x
-        if id(x) not in tensors:
-            tensors[id(x)] = Tensor(tuple(x.shape), x.dtype, x)
-        return tensors[id(x)]
+        if id(x) not in known:
+            known[id(x)] = Tensor(tuple(x.shape), x.dtype, x)
+        return known[id(x)]
 
-    nested_inputs, nested_outputs = privates.structures_of(function)
-    inputs = keras.tree.map_structure(tensor_of, nested_inputs)
-    graph = Graph(model, path, inputs, None, [])
-    seen[id(model)] = graph
-    for node in privates.nodes_of(function):
-        operation = node.operation
-        if node.is_input or any(id(x) in tensors for x in node.outputs):
-            continue
-        call_path = f"{path}/{operation.name}" if path else operation.name
-        flat = node.arguments
-        if len(flat.args) == 1 and not flat.kwargs and isinstance(flat.args[0], keras.KerasTensor):
-            args: tuple = (tensor_of(flat.args[0]),)
-            kwargs: dict = {}
-        else:
-            args, kwargs = keras.tree.map_structure(tensor_of, (flat.args, flat.kwargs))
-        inner = None
-        if isinstance(operation, keras.Model) and privates.function_of(operation) is not None:
-            inner = _read(operation, call_path, seen)
-        outputs = [tensor_of(x) for x in node.outputs]
-        graph.calls.append(Call(operation, call_path, args, kwargs, outputs, inner, node))
-    graph.outputs = keras.tree.map_structure(tensor_of, nested_outputs)
-    return graph
+    def model(self, model: Any, path: str) -> Graph:
+        """The graph of a Sequential or Functional model."""
+        if id(model) in self._seen:
+            return self._seen[id(model)]
+        function = privates.function_of(model)
+        known: dict[int, Tensor] = {}
+
+        def tensor_of(x: Any) -> Any:
+            return self.tensor_of(x, known)
+
+        nested_inputs, nested_outputs = privates.structures_of(function)
+        graph = Graph(model, path, keras.tree.map_structure(tensor_of, nested_inputs), None, [])
+        self._seen[id(model)] = graph
+        self._add_calls(graph, privates.nodes_of(function), known)
+        graph.outputs = keras.tree.map_structure(tensor_of, nested_outputs)
+        return graph
+
+    def opened(self, layer: Any, path: str, args: Any, kwargs: Any, outside: list[Tensor]) -> Graph:
+        """The graph inside a layer; raises whatever its code raises."""
+        graphs = []
+        for record in open_layer(layer, args, kwargs):
+            graphs.append(self._of_record(layer, path, record, outside))
+        graphs[0].training = graphs[1] if len(graphs) > 1 else None
+        return graphs[0]
+
+    def _of_record(self, layer: Any, path: str, record: Opened, outside: list[Tensor]) -> Graph:
+        known: dict[int, Tensor] = {}
+        given = {id(t): t for t in outside if id(t.keras_tensor) in record.inputs}
+        sources = list(given.values())  # one for each tensor, even where it is used twice
+        inputs = [self.tensor_of(record.inputs[id(t.keras_tensor)], known) for t in sources]
+        graph = Graph(layer, path, inputs, None, [], opened=True, sources=sources)
+        for node in record.nodes:
+            for x in (*node.input_tensors, *node.outputs):
+                if id(x) in record.variables:
+                    owner, below, variable = record.variables[id(x)]
+                    owner_path = (path + below).removeprefix("/")
+                    self.tensor_of(x, known).variable = (owner, owner_path, variable)
+        self._add_calls(graph, record.nodes, known)
+        graph.outputs = keras.tree.map_structure(lambda x: self.tensor_of(x, known), record.outputs)
+        for tensor in known.values():
+            tensor.keras_tensor = None  # a record isn't part of any model
+        return graph
+
+    def _add_calls(self, graph: Graph, nodes: list[Any], known: dict[int, Tensor]) -> None:
+        def tensor_of(x: Any) -> Any:
+            return self.tensor_of(x, known)
+
+        done = set(known)
+        for node in nodes:
+            operation = node.operation
+            if node.is_input or any(id(x) in done for x in node.outputs):
+                continue
+            path = f"{graph.path}/{operation.name}" if graph.path else operation.name
+            given = node.arguments
+            simple = len(given.args) == 1 and not given.kwargs
+            if simple and isinstance(given.args[0], keras.KerasTensor):
+                args: tuple = (tensor_of(given.args[0]),)
+                kwargs: dict = {}
+            else:
+                args, kwargs = keras.tree.map_structure(tensor_of, (given.args, given.kwargs))
+            outputs = [tensor_of(x) for x in node.outputs]
+            call = Call(
+                operation, path, args, kwargs, outputs, None, None if graph.opened else node
+            )
+            if isinstance(operation, keras.Model) and privates.function_of(operation) is not None:
+                call.inner = self.model(operation, path)
+            elif isinstance(operation, keras.Layer) and rule_for(operation) is None:
+                self._open(call, given)
+            graph.calls.append(call)
+
+    def _open(self, call: Call, given: Any) -> None:
+        """Looks inside a layer without a rule, or says why that isn't possible."""
+        try:
+            call.inner = self.opened(
+                call.operation, call.path, given.args, given.kwargs, call.inputs
+            )
+        except Exception as error:
+            call.closed = " ".join(str(error).split())[:200]
+            return
+        sizes = [len(t.shape) for t in keras.tree.flatten(call.inner.outputs)]
+        if sizes != [len(t.shape) for t in call.outputs]:
+            call.inner, call.closed = None, "its outputs aren't those that it declares"

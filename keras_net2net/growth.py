@@ -140,7 +140,8 @@ def grow(
         for holder in (model, *containers(draft.graph)):
             transaction.remember(holder)
         if not planned.empty:
-            inserted = apply_plan(planned, draft, transaction)
+            inserted, more = apply_plan(planned, draft, transaction)
+            notes += more
             update_optimizer(model, inserted, learning_rate, transaction)
             privates.forget_functions(model)
         if before is not None:

@@ -28,15 +28,77 @@ from keras_net2net.widths import (
     fix,
     resolve,
     unify,
+    widths_of,
 )
+
+# What an operation does to the value of a unit, as far as units that fill an axis
+# are concerned: those that hold the mean of the others, or zero. See `RuleCall.treat`.
+MAKES_UNITS = "makes units, linear in its weights"
+PASSES = "passes each unit through, alone and linearly"
+KEEPS_ZERO = "makes zero of zero"
+MAKES_ZERO = "makes units that are zero where their weights are"
+NORMALIZES = "makes zero of the mean, and is linear in its weights"
+RESCALES = "makes zero of zero, and is linear in its weights"
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a tensor holds for units that fill a width.
+
+    Args:
+        mean: Where their makers hold the mean of the others: `"mean"`, `"zero"`, or
+            `None` for anything else.
+        zero: Where their makers are zero: `"zero"`, or `None`.
+    """
+
+    mean: str | None = None
+    zero: str | None = None
+
+    def join(self, other: Content) -> Content:
+        """What two tensors have in common."""
+        return Content(
+            self.mean if self.mean == other.mean else None,
+            self.zero if self.zero == other.zero else None,
+        )
+
+    def after(self, treatment: str | None) -> Content:
+        """What an operation makes of it."""
+        if treatment == MAKES_UNITS:
+            return MADE
+        if treatment == MAKES_ZERO:
+            return Content(None, "zero")
+        if treatment == NORMALIZES:
+            return Content("zero", "zero")
+        if treatment == PASSES:
+            return self
+        if treatment in (KEEPS_ZERO, RESCALES):
+            return Content("zero" if self.mean == "zero" else None, self.zero)
+        return Content()
+
+
+MADE = Content("mean", "zero")
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightAxis:
-    """One axis of a weight: its width expression, and what the axis does with the units."""
+    """One axis of a weight: its width expression, and what the axis does with the units.
+
+    Args:
+        expression: The width expression.
+        role: `"makes"`, `"reads"` or `"follows"`.
+        silent: Whether it is zero for units that fill the axis.
+        content: For an axis that reads, what it reads of such units.
+    """
 
     expression: Expression
     role: str
+    silent: bool = False
+    content: Content = Content()
+
+    def silent_for(self, fill: str) -> bool:
+        """Whether it has to be zero for units that fill a width with `"mean"` or `"zero"`."""
+        held = self.content.mean if fill == "mean" else self.content.zero
+        return self.silent or (self.role == READS and held != "zero")
 
 
 def makes(expression: Expression) -> WeightAxis:
@@ -49,9 +111,58 @@ def reads(expression: Expression) -> WeightAxis:
     return WeightAxis(expression, READS)
 
 
-def follows(expression: Expression) -> WeightAxis:
-    """The axis holds something for each of these units, as BatchNormalization does."""
-    return WeightAxis(expression, FOLLOWS)
+def follows(expression: Expression, *, silent: bool = False) -> WeightAxis:
+    """The axis holds something for each of these units, as BatchNormalization does.
+
+    Args:
+        expression: The units.
+        silent: Whether units that only fill the axis get a zero, as the offset of a
+            normalization over the units does. Defaults to `False`.
+
+    Example:
+
+    >>> import keras_net2net as n2n
+    >>> def scale(call, x):
+    ...     call.weight("gamma", n2n.follows(x[-1]))
+    ...     return x
+    """
+    return WeightAxis(expression, FOLLOWS, silent)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """A number that follows from how much an axis grows.
+
+    Args:
+        expression: The axis.
+        power: The exponent.
+        by: `"kept"`: of the part of the new units that isn't there to fill; or
+            `"size"`: of the old size over the new one.
+    """
+
+    expression: Expression
+    power: float
+    by: str = "kept"
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalized:
+    """Units that a normalization sees together.
+
+    Args:
+        expression: The axis.
+        fill: What added units may hold beside copies: `"mean"`, `"zero"`, or
+            `None`: there may be copies only.
+        copies: Whether copying all units equally often preserves it.
+        content: What the tensor that is normalized holds.
+        obstacle: The normalization.
+    """
+
+    expression: Expression
+    fill: str | None
+    copies: bool
+    content: Content
+    obstacle: Obstacle
 
 
 @dataclasses.dataclass(eq=False)
@@ -66,7 +177,12 @@ class Facts:
         config: The expressions (nested, with plain numbers between) of each
             config key that follows from widths.
         weights: The axes of each weight.
+        scales: What a weight is multiplied by at a growth.
         has_rule: Whether a rule was found.
+        given: The arguments of its first call, with axes in the place of tensors.
+        part_of: The path of the layer whose rule speaks for this one, too.
+        calls: How often it is called.
+        opened: Whether it has no rule, and was opened.
     """
 
     operation: Any
@@ -74,7 +190,17 @@ class Facts:
     units: dict[str, Expression] = dataclasses.field(default_factory=dict)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     weights: dict[str, tuple[WeightAxis, ...]] = dataclasses.field(default_factory=dict)
+    scales: dict[str, Scaled] = dataclasses.field(default_factory=dict)
     has_rule: bool = True
+    given: Any = None
+    part_of: str | None = None
+    calls: int = 0
+    opened: bool = False
+
+    @property
+    def main(self) -> Expression:
+        """The first of the sizes that the layer counts."""
+        return next(iter(self.units.values()), Fixed(0))
 
 
 class RuleCall:
@@ -84,12 +210,17 @@ class RuleCall:
         inference: The inference under way.
         call: The call.
         facts: What is known of the layer; shared by all its calls.
+        content: What the inputs hold for units that fill.
     """
 
-    def __init__(self, inference: Inference, call: Call, facts: Facts) -> None:
+    def __init__(
+        self, inference: Inference, call: Call, facts: Facts, content: Content | None = None
+    ) -> None:
         self._inference = inference
         self._call = call
         self._facts = facts
+        self._treatment: str | None = None
+        self.content = inference.content_of(call) if content is None else content
         self.layer = facts.operation
 
     @property
@@ -116,10 +247,23 @@ class RuleCall:
             The same expression at every call of the layer.
         """
         if key not in self._facts.units:
-            name = self._facts.path if not self._facts.units else f"{self._facts.path}:{key}"
+            path = self._facts.part_of or self._facts.path
+            name = path if not self._facts.units else f"{path}:{key}"
             self._facts.units[key] = self._inference.new_width(name, self.setting(key))
             self._facts.config[key] = self._facts.units[key]
         return self._facts.units[key]
+
+    def expose(self, key: str, expression: Expression) -> None:
+        """Says that the layer counts these units, which a layer inside it makes."""
+        self._facts.units.setdefault(key, expression)
+
+    def new_units(self, name: str, size: int) -> Expression:
+        """Units that follow from the layer's settings, under a name of their own."""
+        known = self._facts.units
+        if name not in known:
+            path = self._facts.part_of or self._facts.path
+            known[name] = self._inference.new_width(f"{path}:{name}", size)
+        return known[name]
 
     def configure(self, key: str, value: Any) -> None:
         """Says that a config key follows from widths.
@@ -130,13 +274,16 @@ class RuleCall:
         """
         self._facts.config[key] = value
 
-    def weight(self, name: str, *axes: WeightAxis | Expression | int) -> None:
+    def weight(
+        self, name: str, *axes: WeightAxis | Expression | int, scale: Scaled | None = None
+    ) -> None:
         """Says what the axes of a weight are.
 
         Args:
             name: The name of the variable.
             *axes: For each axis `makes(...)`, `reads(...)` or `follows(...)`, or
                 its size where it never changes.
+            scale: What the weight is multiplied by at a growth. Defaults to `None`.
         """
         typed = tuple(
             axis
@@ -144,9 +291,79 @@ class RuleCall:
             else follows(Fixed(axis) if isinstance(axis, int) else axis)
             for axis in axes
         )
-        known = self._facts.weights.setdefault(name, typed)
-        for old, new in zip(known, typed, strict=True):
-            self.unify(old.expression, new.expression, "is called more than once")
+        typed = tuple(
+            dataclasses.replace(axis, content=self.content) if axis.role == READS else axis
+            for axis in typed
+        )
+        known = self._facts.weights.get(name)
+        if known is not None and len(known) == len(typed):
+            merged = []
+            for old, new in zip(known, typed, strict=True):
+                self.unify(old.expression, new.expression, "is called more than once")
+                if FOLLOWS in (old.role, new.role):
+                    role = new.role if old.role == FOLLOWS else old.role
+                elif old.role != new.role:
+                    self.fix(new.expression, "both makes and reads units with one weight")
+                    role = old.role
+                else:
+                    role = old.role
+                content = new.content if old.role != READS else old.content.join(new.content)
+                merged.append(WeightAxis(old.expression, role, old.silent or new.silent, content))
+            typed = tuple(merged)
+        self._facts.weights[name] = typed
+        if scale is not None:
+            self._facts.scales[name] = scale
+
+    @property
+    def treatment(self) -> str | None:
+        """What was said with `treat` so far."""
+        return self._treatment
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight, as it is in the plan so far."""
+        planned = self._inference.shapes.get(f"{self._facts.path}/{name}")
+        if planned is not None:
+            return tuple(planned)
+        own = privates.named_variables(self.layer)
+        return tuple(own[name].shape)
+
+    def share_part(self, layer: Any, expression: Expression, scale: Scaled | None = None) -> None:
+        """Lets what makes units in a layer inside this one hold the shares of copies.
+
+        Args:
+            layer: The layer; its rule was applied before.
+            expression: The units.
+            scale: What its weights are multiplied by at a growth.
+        """
+        self._inference.share_part(self._inference.facts[id(layer)], expression, scale)
+
+    def treat(self, treatment: str | None) -> None:
+        """Says what the operation does to the value of a unit.
+
+        A normalization over units of a size that isn't a multiple of the old one
+        needs units that fill: that hold the mean of the others, or zero. Whether
+        they still do when they get there depends on what lies between. An operation
+        that says nothing is taken to make anything of them, which is always safe.
+
+        Args:
+            treatment: One of the constants of this module.
+        """
+        self._treatment = treatment
+
+    def normalize(self, expression: Expression, fill: str | None, copies: bool = True) -> None:
+        """Says that the operation normalizes over units.
+
+        Args:
+            expression: The units.
+            fill: `"mean"` or `"zero"`, if units that hold that leave the others as
+                they are.
+            copies: Whether copying all of them equally often does. Defaults to `True`.
+        """
+        self._inference.normalized.append(
+            Normalized(
+                expression, fill, copies, self.content, self.obstacle("normalizes over its units")
+            )
+        )
 
     def unify(self, a: Expression, b: Expression, why: str = "needs both sizes to agree") -> None:
         """Makes two axes agree; a width that meets a fixed size becomes fixed."""
@@ -167,15 +384,72 @@ class RuleCall:
         """The reason given to widths that this layer fixes."""
         return Obstacle(self._facts.path, f"({type(self.layer).__name__}) {why}")
 
-    def apply(self, operation: Any, axes: Axes) -> Axes | None:
-        """Applies the rule of a stateless layer that this one holds, as an activation."""
+    def apply(
+        self, operation: Any, *args: Any, content: Content | None = None, **kwargs: Any
+    ) -> Any:
+        """Applies the rule of a layer that this one holds, as a cell or an activation.
+
+        Args:
+            operation: The layer.
+            *args: What it is called with, axes in the place of tensors.
+            content: What its inputs hold for units that fill. Defaults to what the
+                outer layer's hold.
+            **kwargs: Likewise.
+
+        Returns:
+            What its rule returns; `None` where nothing is known of it.
+        """
         rule = rule_for(operation)
         if rule is None:
             return None
-        if isinstance(operation, keras.Layer) and (operation.weights or not operation.built):
-            return None  # one that isn't built yet may get weights
-        inner = RuleCall(self._inference, self._call, Facts(operation, self._facts.path))
-        return rule(inner, axes)
+        if isinstance(operation, keras.Layer):
+            if not operation.built and privates.build_shapes(operation) is None:
+                if _stateless(operation):
+                    facts = Facts(operation, self._facts.path)
+                    return self._run(rule, facts, content, args, kwargs)
+                return None  # it may still get weights
+            path = f"{self._facts.path}/{operation.name}"
+            facts = self._inference.facts_of(operation, path)
+            facts.part_of = facts.part_of or self._facts.part_of or self._facts.path
+            facts.given = facts.given or (args, kwargs)
+            facts.calls += 1
+        else:
+            facts = Facts(operation, self._facts.path)
+        outputs = self._run(rule, facts, content, args, kwargs)
+        if not self._inference.weights_covered(facts):
+            return None
+        return outputs
+
+    def _run(self, rule: Any, facts: Facts, content: Content | None, args: Any, kwargs: Any) -> Any:
+        inner = RuleCall(self._inference, self._call, facts, content or self.content)
+        outputs = rule(inner, *args, **kwargs)
+        self._treatment = inner._treatment
+        return outputs
+
+    def role(self, expression: Expression, role: str) -> bool:
+        """Gives an axis of a variable that is used as a tensor its role.
+
+        Args:
+            expression: The axis, as it was given.
+            role: `"makes"` or `"reads"`.
+
+        Returns:
+            Whether it is such an axis, and may have that role.
+        """
+        return self._inference.give_role(expression, role, self.content)
+
+    def share(self, expression: Expression, *tensors: int) -> None:
+        """Says that units are summed over that two tensors hold, none of them a weight.
+
+        So one of the tensors has to hold each unit's part only: what makes it gets
+        the shares that otherwise those weights get that read units.
+
+        Args:
+            expression: The units.
+            *tensors: The positions, among the inputs of the call, of the tensors
+                that may.
+        """
+        self._inference.demand(self._call, self._facts, expression, tensors)
 
 
 class Inference:
@@ -189,6 +463,7 @@ class Inference:
     Attributes:
         axes: The width expressions of each tensor, by `id` of `Tensor`.
         facts: What is known of each layer, by `id`, in the order of the graph.
+        normalized: The units that normalizations see together.
     """
 
     def __init__(
@@ -202,6 +477,13 @@ class Inference:
         self.shapes = shapes
         self.axes: dict[int, Axes] = {}
         self.facts: dict[int, Facts] = {}
+        self.normalized: list[Normalized] = []
+        self._contents: dict[int, Content] = {}
+        self.treatments: dict[int, str | None] = {}
+        self._variables: dict[int, tuple[Facts, str, int, Width]] = {}
+        self.demands: list[tuple[Call, Facts, Expression, tuple[int, ...]]] = []
+        self._parts_that_share: dict[int, tuple[Facts, Expression, Scaled | None]] = {}
+        self._paths: set[str] = set()
         self._widths = 0
         self._inferred: set[int] = set()
         for tensor in graph.flat_inputs:
@@ -210,11 +492,20 @@ class Inference:
                 tensor.shape, Obstacle(str(name), "is an input of the model")
             )
         self._infer(graph)
+        if graph.training is not None:
+            self._infer_training(
+                graph, graph.training, Obstacle("the model", "differs in training")
+            )
         producers = {id(t): call.path for call in graph.calls for t in call.outputs}
         for tensor in graph.flat_outputs:
             where = producers.get(id(tensor), "the output")
-            for expression in self.axes[id(tensor)]:
+            for expression in self.of(tensor):
                 fix(expression, Obstacle(where, "is an output of the model"))
+        self._give_shares_to_parts()
+        if self.demands:
+            from keras_net2net.sharing import share_demands
+
+            share_demands(self)
 
     def new_width(self, name: str, size: int) -> Width:
         """A width that nothing else is tied to yet."""
@@ -223,7 +514,111 @@ class Inference:
 
     def of(self, tensor: Tensor) -> Axes:
         """The resolved expressions of a tensor's axes."""
-        return tuple(resolve(axis) for axis in self.axes[id(tensor)])
+        axes = self.axes.get(id(tensor))
+        if axes is None and tensor.variable is not None:
+            axes = self.axes[id(tensor)] = self._axes_of_variable(*tensor.variable)
+            self._contents[id(tensor)] = MADE
+        return tuple(map(self._canonical, self.axes[id(tensor)] if axes is None else axes))
+
+    def _canonical(self, axis: Expression) -> Expression:
+        """The canonical form, but for the axis of a variable, which must be known again."""
+        return axis if id(axis) in self._variables else resolve(axis)
+
+    def content_of(self, call: Call) -> Content:
+        """What the inputs of a call hold for units that fill, as far as they agree."""
+        found: Content | None = None
+        for tensor in call.inputs:
+            content = self._contents.get(id(tensor))
+            if content is None:
+                if tensor.variable is None and not any(
+                    True for axis in self.of(tensor) for _ in widths_of(axis)
+                ):
+                    continue
+                content = MADE if tensor.variable is not None else Content()
+            found = content if found is None else found.join(content)
+        return Content() if found is None else found
+
+    def facts_of(self, operation: Any, path: str) -> Facts:
+        """What is known of a layer, under a path that no other has."""
+        facts = self.facts.get(id(operation))
+        if facts is None:
+            unique, number = path, 1
+            while unique in self._paths:
+                number += 1
+                unique = f"{path}_{number}"
+            self._paths.add(unique)
+            facts = self.facts[id(operation)] = Facts(operation, unique)
+        return facts
+
+    def _axes_of_variable(self, owner: Any, path: str, variable: Any) -> Axes:
+        """The axes of a variable that is used as a tensor."""
+        facts = self.facts_of(owner, path)
+        name = next(n for n, v in privates.named_variables(owner).items() if v is variable)
+        shape = self.shapes.get(f"{facts.path}/{name}", tuple(variable.shape))
+        if name not in facts.weights:
+            facts.weights[name] = tuple(
+                follows(
+                    Fixed(size)
+                    if size == 1
+                    else self.new_width(f"{facts.path}/{name}[{axis}]", size)
+                )
+                for axis, size in enumerate(shape)
+            )
+        axes: list[Expression] = []
+        for i, axis in enumerate(facts.weights[name]):
+            if isinstance(resolve(axis.expression), Fixed):
+                axes.append(resolve(axis.expression))
+                continue
+            alias = Width(f"{facts.path}/{name}[{i}]", axis.expression.size or 0)
+            alias.bound = axis.expression
+            self._variables[id(alias)] = (facts, name, i, alias)
+            axes.append(alias)
+        return tuple(axes)
+
+    def give_role(self, expression: Expression, role: str, content: Content) -> bool:
+        """See `RuleCall.role`."""
+        if id(expression) not in self._variables:
+            return False
+        facts, name, at, _ = self._variables[id(expression)]
+        axes = list(facts.weights[name])
+        if axes[at].role not in (FOLLOWS, role):
+            return False
+        if role == READS and axes[at].role == READS:
+            content = content.join(axes[at].content)
+        axes[at] = dataclasses.replace(axes[at], role=role, content=content)
+        facts.weights[name] = tuple(axes)
+        return True
+
+    def is_tensor(self, facts: Facts, name: str) -> bool:
+        """Whether a weight is used as a tensor, too."""
+        return any(f is facts and n == name for f, n, _, _ in self._variables.values())
+
+    def share_part(self, facts: Facts, expression: Expression, scale: Scaled | None) -> None:
+        """See `RuleCall.share_part`."""
+        self._parts_that_share[id(facts)] = (facts, expression, scale)
+
+    def _give_shares_to_parts(self) -> None:
+        for facts, expression, scale in self._parts_that_share.values():
+            wanted = resolve(expression)
+            for name, axes in facts.weights.items():
+                mine = [
+                    axis.role in (MAKES, FOLLOWS) and resolve(axis.expression) == wanted
+                    for axis in axes
+                ]
+                if not any(mine):
+                    continue
+                facts.weights[name] = tuple(
+                    dataclasses.replace(axis, role=READS) if one else axis
+                    for axis, one in zip(axes, mine, strict=True)
+                )
+                if scale is not None:
+                    facts.scales[name] = scale
+
+    def demand(
+        self, call: Call, facts: Facts, expression: Expression, tensors: tuple[int, ...]
+    ) -> None:
+        """See `RuleCall.share`."""
+        self.demands.append((call, facts, expression, tensors))
 
     def _infer(self, graph: Graph) -> None:
         if id(graph) in self._inferred:
@@ -236,26 +631,27 @@ class Inference:
         if call.inner is not None:
             self._infer_nested(call, call.inner)
             return
-        facts = self.facts.get(id(call.operation))
-        if facts is None:
-            facts = Facts(call.operation, call.path)
-            self.facts[id(call.operation)] = facts
+        facts = self.facts_of(call.operation, call.path)
+        facts.calls += 1
         rule = rule_for(call.operation)
+        args, kwargs = keras.tree.map_structure(self._replace, (call.args, call.kwargs))
+        facts.given = facts.given or (args, kwargs)
         site = RuleCall(self, call, facts)
         if rule is None:
             facts.has_rule = False
             outputs = None
             why = "has no rule that says what happens to units"
+            if call.closed:
+                why += f", and its code can't be followed ({call.closed})"
         else:
-            args, kwargs = keras.tree.map_structure(self._replace, (call.args, call.kwargs))
             outputs = rule(site, *args, **kwargs)
             why = "does something to this axis that its rule doesn't cover"
-            if outputs is not None and not self._weights_covered(facts):
+            if outputs is not None and not self.weights_covered(facts):
                 outputs = None
                 why = "holds weights that its rule doesn't cover"
         if outputs is None:
             for tensor in call.inputs:
-                site.fix(self.axes[id(tensor)], why)
+                site.fix(self.of(tensor), why)
             for expression in (*facts.units.values(), *_weight_axes(facts)):
                 site.fix(expression, why)
         self._set_outputs(call, site, outputs)
@@ -263,7 +659,7 @@ class Inference:
     def _replace(self, x: Any) -> Any:
         return self.of(x) if isinstance(x, Tensor) else x
 
-    def _weights_covered(self, facts: Facts) -> bool:
+    def weights_covered(self, facts: Facts) -> bool:
         """Whether the rule's weights are the layer's, and have the sizes it says.
 
         Nothing is guessed: what a subclass, LoRA or quantization adds to a layer
@@ -272,9 +668,8 @@ class Inference:
         layer = facts.operation
         if not isinstance(layer, keras.Layer) or not layer.built:
             return True
-        own = privates.own_variables(layer)
-        variables = {variable.name: variable for variable in own}
-        if set(variables) != set(facts.weights) or len(variables) != len(own):
+        variables = privates.named_variables(layer)
+        if set(variables) != set(facts.weights):
             return False
         return all(
             self.shapes.get(f"{facts.path}/{name}", tuple(variable.shape))
@@ -283,6 +678,8 @@ class Inference:
         )
 
     def _set_outputs(self, call: Call, site: RuleCall, outputs: Any) -> None:
+        content = site.content.after(site._treatment)
+        self.treatments[id(call)] = site._treatment
         flat = _flatten(outputs)
         if len(flat) != len(call.outputs):
             flat = [None] * len(call.outputs)
@@ -291,33 +688,26 @@ class Inference:
                 axes = fixed_axes(tensor.shape, site.obstacle("has no rule for its output"))
             checked = []
             for expression, size in zip(axes, tensor.shape, strict=True):
-                expression = resolve(expression)
+                expression = self._canonical(expression)
                 if expression.size != size:
                     # A rule that is wrong about a size must not change anything.
                     site.fix(expression, "makes an axis of a size that its rule doesn't explain")
                     expression = Fixed(size, site.obstacle("determines this size"))
                 checked.append(expression)
             self.axes[id(tensor)] = tuple(checked)
+            self._contents[id(tensor)] = content
 
     def _infer_nested(self, call: Call, inner: Graph) -> None:
-        given = _match_inputs(call, inner)
+        given = inner.sources if inner.opened else _match_inputs(call, inner)
         obstacle = Obstacle(call.path, "is called more than once")
         for tensor, source in zip(inner.flat_inputs, given, strict=True):
-            if source is None:
-                self.axes.setdefault(id(tensor), fixed_axes(tensor.shape, obstacle))
-                continue
-            outside = self.of(source)
-            known = self.axes.get(id(tensor))
-            if len(outside) != len(tensor.shape):  # Keras adds or drops a last axis of 1
-                for expression in outside:
-                    fix(expression, obstacle)
-                self.axes.setdefault(id(tensor), fixed_axes(tensor.shape, obstacle))
-            elif known is None:
-                self.axes[id(tensor)] = outside
-            else:
-                for old, new in zip(known, outside, strict=True):
-                    unify(old, new, obstacle)
+            self._enter(tensor, source, obstacle)
         self._infer(inner)
+        if inner.training is not None:
+            for tensor, source in zip(inner.training.flat_inputs, given, strict=True):
+                self._enter(tensor, source, obstacle)
+            differs = Obstacle(call.path, "does something else in training mode")
+            self._infer_training(inner, inner.training, differs)
         for tensor, source in zip(call.outputs, inner.flat_outputs, strict=True):
             axes = []
             for expression, size in zip(self.of(source), tensor.shape, strict=True):
@@ -326,11 +716,68 @@ class Inference:
                     expression = Fixed(size, obstacle)
                 axes.append(expression)
             self.axes[id(tensor)] = tuple(axes)
+            self._contents[id(tensor)] = self._contents.get(id(source), Content())
+        if inner.opened:
+            facts = self.facts_of(call.operation, call.path)
+            facts.opened = True
+            facts.calls += 1
+            args, kwargs = keras.tree.map_structure(self._replace, (call.args, call.kwargs))
+            facts.given = facts.given or (args, kwargs)
+            self._expose(facts, inner)
+
+    def _enter(self, tensor: Tensor, source: Tensor | None, obstacle: Obstacle) -> None:
+        """Gives an input of a nested graph the axes of the tensor that it stands for."""
+        if source is None:
+            self.axes.setdefault(id(tensor), fixed_axes(tensor.shape, obstacle))
+            return
+        outside = self.of(source)
+        known = self.axes.get(id(tensor))
+        if len(outside) != len(tensor.shape):  # Keras adds or drops a last axis of 1
+            for expression in outside:
+                fix(expression, obstacle)
+            self.axes.setdefault(id(tensor), fixed_axes(tensor.shape, obstacle))
+        elif known is None:
+            # Inside an opened layer, numbers stand for unknown sizes.
+            self.axes[id(tensor)] = tuple(
+                Fixed(size) if axis.size is None else axis
+                for axis, size in zip(outside, tensor.shape, strict=True)
+            )
+            if id(source) in self._contents:
+                self._contents[id(tensor)] = self._contents[id(source)]
+        else:
+            for old, new in zip(known, outside, strict=True):
+                unify(old, new, obstacle)
+            self._contents[id(tensor)] = self._contents.get(id(tensor), Content()).join(
+                self._contents.get(id(source), Content())
+            )
+
+    def _infer_training(self, graph: Graph, training: Graph, obstacle: Obstacle) -> None:
+        """Ties what a layer does in training mode to what it does at inference."""
+        for tensor in training.flat_inputs:
+            if id(tensor) not in self.axes:
+                self.axes[id(tensor)] = fixed_axes(tensor.shape)
+        self._infer(training)
+        for one, other in zip(graph.flat_outputs, training.flat_outputs, strict=True):
+            for a, b in zip(self.of(one), self.of(other), strict=True):
+                unify(a, b, obstacle)
+
+    def _expose(self, facts: Facts, inner: Graph) -> None:
+        """Says which units an opened layer makes with a weight of its own."""
+        mine = [f"{facts.path}/{name}[" for name in facts.weights]
+        for tensor in inner.flat_outputs[:1]:
+            for width in widths_of(self.of(tensor)[-1]) if tensor.shape else ():
+                if any(width.name.startswith(name) for name in mine):
+                    facts.units.setdefault("units", width)
 
 
 def fixed_axes(shape: Sequence[int | None], obstacle: Obstacle | None = None) -> Axes:
     """Expressions for a tensor whose axes never change."""
     return tuple(Fixed(size, obstacle) for size in shape)
+
+
+def _stateless(layer: Any) -> bool:
+    """Whether a layer that isn't built yet surely has no weights: one of Keras's own."""
+    return privates.is_keras_layer(layer) and not layer.weights and not privates.has_build(layer)
 
 
 def _weight_axes(facts: Facts) -> list[Expression]:

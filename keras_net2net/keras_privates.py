@@ -73,6 +73,55 @@ def is_keras_operation(operation: Any) -> bool:
     return type(operation).__module__.startswith("keras.src.ops.")
 
 
+def nodes_between(inputs: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
+    """The nodes from symbolic inputs to symbolic outputs, in the order in which they run."""
+    by_depth = map_graph(list(inputs), list(outputs))[1]
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+@contextlib.contextmanager
+def unrecorded(layer: Any) -> Iterator[None]:
+    """Forgets the calls of sublayers that are recorded inside.
+
+    Every call on symbolic tensors adds a node to the layer that is called; those
+    of a look inside must not stay, or `layer.output` would mean something else.
+    """
+    held = [
+        (one, list(one._inbound_nodes), list(one._outbound_nodes)) for one in _all_layers(layer)
+    ]
+    try:
+        yield
+    finally:
+        for one, inbound, outbound in held:
+            one._inbound_nodes[:] = inbound
+            one._outbound_nodes[:] = outbound
+
+
+def _all_layers(layer: Any) -> list[Any]:
+    return list(layer._flatten_layers(include_self=True, recursive=True))
+
+
+def takes_training(layer: Any) -> bool:
+    """Whether a layer's `call` is told if it is training (there is no public way to ask)."""
+    return bool(layer._call_has_training_arg)
+
+
+def position_of_training(layer: Any) -> int | None:
+    """The position of `training` among the arguments of a layer's `call`, if it has one."""
+    names = list(layer.call_signature_parameters)
+    return names.index("training") if "training" in names else None
+
+
+def is_keras_layer(layer: Any) -> bool:
+    """Whether a layer is one of Keras's own, whose classes say all about them."""
+    return type(layer).__module__.startswith("keras.src.layers.")
+
+
+def has_build(layer: Any) -> bool:
+    """Whether a layer's class has a `build` of its own, and so may make weights."""
+    return type(layer).build is not keras.Layer.build
+
+
 # -- changing graphs -----------------------------------------------------------
 
 
@@ -195,6 +244,27 @@ def own_variables(layer: Any) -> list[Any]:
     return list(seen.values())
 
 
+def named_variables(layer: Any) -> dict[str, Any]:
+    """The variables of a layer itself by name, and the states that a recurrent one keeps.
+
+    The states are all called `rnn_state`, and aren't tracked. Variables that share a
+    name get a number.
+    """
+    named: dict[str, Any] = {}
+    for variable in own_variables(layer):
+        name, number = variable.name, 1
+        while name in named:
+            number += 1
+            name = f"{variable.name}_{number}"
+        named[name] = variable
+    states = getattr(layer, "states", None)
+    if isinstance(layer, keras.layers.RNN) or hasattr(layer, "cell"):
+        for i, state in enumerate(keras.tree.flatten(states) if states is not None else []):
+            if isinstance(state, keras.Variable):
+                named[f"state_{i}"] = state
+    return named
+
+
 def sublayers(layer: Any) -> list[Any]:
     """The layers that a layer holds (`_layers` has no public name on a `Layer`)."""
     return list(layer._layers)
@@ -203,6 +273,15 @@ def sublayers(layer: Any) -> list[Any]:
 def build_shapes(layer: Any) -> dict[str, Any] | None:
     """The shapes that a layer was built with, by the argument names of `build`."""
     return layer._build_shapes_dict
+
+
+def recorded_arguments(layer: Any) -> Any | None:
+    """What Keras recorded of the arguments that a layer was constructed with, in `config`.
+
+    It is what `get_config` returns for a class without one of its own.
+    """
+    recorded = getattr(layer, "_auto_config", None)
+    return recorded if isinstance(getattr(recorded, "config", None), dict) else None
 
 
 def set_build_shapes(layer: Any, shapes: dict[str, Any]) -> None:

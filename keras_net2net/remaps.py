@@ -27,6 +27,9 @@ def generator(seed: int, *names: object) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "little")))
 
 
+COPY, ZERO = -1, -2  # what `Remap.fill` holds beside the numbers of groups
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Remap:
     """Where each new unit of an axis comes from.
@@ -36,16 +39,43 @@ class Remap:
         new: Boolean array, shape `(new,)`: true for the units that are added,
             false for those that were there before.
         old_size: The number of units before.
+        bound: Boolean array, shape `(new,)`: true for added units that must start
+            as they are here, whatever kind of new units is asked for, since a
+            normalization sees them together with the others. Defaults to `None`:
+            none of them.
+        fill: Integer array, shape `(new,)`: for added units that copy no unit but
+            fill the axis, the group of old units whose mean they hold, or `ZERO`;
+            `COPY` for all other units. Defaults to `None`: no unit fills.
+        groups: Integer array, shape `(old,)`: the group of each old unit, where
+            units fill. Defaults to `None`.
     """
 
     index: np.ndarray
     new: np.ndarray
     old_size: int
+    bound: np.ndarray | None = None
+    fill: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     @property
     def size(self) -> int:
         """The number of units after."""
         return len(self.index)
+
+    @property
+    def free(self) -> np.ndarray:
+        """The added units that may start in any way: as copies, fresh or random."""
+        return self.new if self.bound is None else self.new & ~self.bound
+
+    @property
+    def fills(self) -> np.ndarray:
+        """The units that fill."""
+        return np.zeros(self.size, bool) if self.fill is None else self.fill != COPY
+
+    @property
+    def kept(self) -> float:
+        """The part of the units that doesn't fill."""
+        return 1.0 - float(np.mean(self.fills))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Remap):
@@ -54,6 +84,10 @@ class Remap:
             self.old_size == other.old_size
             and np.array_equal(self.index, other.index)
             and np.array_equal(self.new, other.new)
+            and all(
+                np.array_equal(getattr(self, key), getattr(other, key))
+                for key in ("bound", "fill", "groups")
+            )
         )
 
     def __hash__(self) -> int:
@@ -91,6 +125,35 @@ def draw(seed: int, name: str, old: int, new: int) -> Remap:
     return Remap(index, np.arange(new) >= old, old)
 
 
+def draw_bound(seed: int, name: str, old: int, new: int, fill: str | None) -> Remap:
+    """Draws a mapping for units that a normalization sees together.
+
+    Each old unit is copied equally often. What is missing then fills: with the
+    mean of the old units, which layer normalization subtracts, or with zeros.
+
+    Args:
+        seed: The seed of the growth.
+        name: The width's name.
+        old: The number of units before.
+        new: The number of units after.
+        fill: `"mean"` or `"zero"`; `None` where `new` is a multiple of `old`.
+            With `"only zero"` nothing is copied: all new units are zero.
+
+    Returns:
+        The remap. A unit that fills has an index, too: what reads it may copy
+        what reads that unit.
+
+    Source: Wang et al.: LEMON (ICLR 2024, arXiv:2310.07999), section 4.
+    """
+    remap = draw(seed, name, old, new)
+    if fill is None:
+        return dataclasses.replace(remap, bound=remap.new)
+    copies = old if fill == "only zero" else new // old * old
+    labels = np.full(new, COPY)
+    labels[copies:] = 0 if fill == "mean" else ZERO
+    return dataclasses.replace(remap, bound=remap.new, fill=labels, groups=np.zeros(old, int))
+
+
 def remap_of(expression: Expression, remaps: Mapping[Width, Remap]) -> Remap | None:
     """Evaluates a width expression: the remap of an axis.
 
@@ -117,21 +180,64 @@ def _evaluate(expression: Expression, remaps: Mapping[Width, Remap]) -> Remap:
         return identity(expression.size)
     if isinstance(expression, Concat):
         parts = [_evaluate(part, remaps) for part in expression.parts]
-        offsets = np.cumsum([0, *(part.old_size for part in parts)])
-        return Remap(
-            np.concatenate([part.index + at for part, at in zip(parts, offsets, strict=False)]),
-            np.concatenate([part.new for part in parts]),
-            int(offsets[-1]),
-        )
+        return _joined(parts)
     result = identity(1)
     for factor in expression.factors:
-        inner = _evaluate(factor, remaps)
-        result = Remap(
-            np.add.outer(result.index * inner.old_size, inner.index).ravel(),
-            np.logical_or.outer(result.new, inner.new).ravel(),
-            result.old_size * inner.old_size,
-        )
+        result = _multiplied(result, _evaluate(factor, remaps))
     return result
+
+
+def _joined(parts: list[Remap]) -> Remap:
+    """The remap of a concatenation."""
+    offsets = np.cumsum([0, *(part.old_size for part in parts)])
+    joined = Remap(
+        np.concatenate([part.index + at for part, at in zip(parts, offsets, strict=False)]),
+        np.concatenate([part.new for part in parts]),
+        int(offsets[-1]),
+    )
+    if all(part.bound is None for part in parts):
+        return joined
+    fills, groups, count = [], [], 0
+    for part in parts:
+        fill = np.full(part.size, COPY) if part.fill is None else part.fill
+        group = np.zeros(part.old_size, int) if part.groups is None else part.groups
+        fills.append(np.where(fill >= 0, fill + count, fill))
+        groups.append(group + count)
+        count += int(group.max(initial=0)) + 1
+    return dataclasses.replace(
+        joined,
+        bound=np.concatenate([part.new & ~part.free for part in parts]),
+        fill=np.concatenate(fills),
+        groups=np.concatenate(groups),
+    )
+
+
+def _multiplied(outer: Remap, inner: Remap) -> Remap:
+    """The remap of the outer product of two axes."""
+    result = Remap(
+        np.add.outer(outer.index * inner.old_size, inner.index).ravel(),
+        np.logical_or.outer(outer.new, inner.new).ravel(),
+        outer.old_size * inner.old_size,
+    )
+    if outer.bound is None and inner.bound is None:
+        return result
+    bound = np.logical_or.outer(outer.new & ~outer.free, inner.new & ~inner.free).ravel()
+    result = dataclasses.replace(result, bound=bound)
+    if outer.fill is None and inner.fill is None:
+        return result
+    if outer.fill is not None and inner.fill is not None:
+        raise ValueError("Units that fill an axis can't be multiplied with others that do.")
+    if inner.fill is not None and inner.groups is not None:
+        labels = np.broadcast_to(inner.fill, (outer.size, inner.size))
+        at = outer.index[:, None] * inner.old_size
+        groups = np.add.outer(np.arange(outer.old_size) * inner.old_size, inner.groups)
+    else:
+        labels = np.broadcast_to(np.asarray(outer.fill)[:, None], (outer.size, inner.size))
+        at = inner.index[None, :]
+        labels = np.where(labels >= 0, labels * inner.old_size, labels)
+        groups = np.add.outer(np.asarray(outer.groups) * inner.old_size, np.arange(inner.old_size))
+    fill = np.where(labels >= 0, labels + at, labels)
+    return dataclasses.replace(result, fill=fill.ravel(), groups=groups.ravel())
 
 
 def size_of(expression: Expression, remaps: Mapping[Width, Remap]) -> int | None:

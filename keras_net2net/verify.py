@@ -85,7 +85,7 @@ def probe(model: Any, graph: Graph, batch: Any = None) -> Probe:
     if batch is not None:
         return Probe(batch, run(model, batch), _narrowest(model))
     problem: Exception | None = None
-    unknown = any(None in tensor.shape[1:] for tensor in graph.flat_inputs)
+    unknown = any(None in tensor.shape[1:] for tensor in (graph.sources or graph.flat_inputs))
     for size in UNKNOWN if unknown else UNKNOWN[:1]:
         made = make_batch(graph, size)
         try:
@@ -106,11 +106,17 @@ def make_batch(graph: Graph, unknown: int) -> Any:
     """Random inputs for a model, nested as it takes them."""
     limits = _integer_limits(graph)
 
+    # Inside a subclassed model, numbers stand for what is unknown outside.
+    shapes = {id(x): source.shape for x, source in zip(graph.flat_inputs, graph.sources)}  # noqa: B905
+
     def make(tensor: Tensor) -> np.ndarray:
         name = str(getattr(tensor.keras_tensor, "name", ""))
-        shape = [BATCH if tensor.shape[0] is None else tensor.shape[0]]
-        shape += [unknown if size is None else size for size in tensor.shape[1:]]
+        sizes = shapes.get(id(tensor), tensor.shape)
+        shape = [BATCH if sizes[0] is None else sizes[0]]
+        shape += [unknown if size is None else size for size in sizes[1:]]
         rng = generator(0, "probe", name)
+        if id(tensor) in limits and "float" in tensor.dtype:  # looked up, whatever its dtype
+            return rng.integers(0, limits[id(tensor)], shape).astype("float32")
         if "int" in tensor.dtype or tensor.dtype == "bool":
             high = limits.get(id(tensor), 2)
             return rng.integers(0, high, shape).astype(tensor.dtype)
@@ -124,11 +130,19 @@ def make_batch(graph: Graph, unknown: int) -> Any:
 def _integer_limits(graph: Graph) -> dict[int, int]:
     """For inputs that index an embedding: how many entries it has."""
     limits: dict[int, int] = {}
-    for call in graph.calls:
+    same: dict[int, int] = {}  # casts, and the inputs of opened layers
+    for inner, call in graph.all_calls():
+        for inside, source in zip(inner.flat_inputs, inner.sources):  # noqa: B905
+            same[id(inside)] = id(source)
+        if type(call.operation).__name__ == "Cast" and call.inputs:
+            same[id(call.outputs[0])] = id(call.inputs[0])
         if isinstance(call.operation, keras.layers.Embedding):
             for tensor in call.inputs:
-                size = call.operation.input_dim
-                limits[id(tensor)] = min(size, limits.get(id(tensor), size))
+                at, size = id(tensor), call.operation.input_dim
+                while at in same:
+                    limits[at] = min(size, limits.get(at, size))
+                    at = same[at]
+                limits[at] = min(size, limits.get(at, size))
     return limits
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_net2net.remaps import Remap, generator
+from keras_net2net.remaps import COPY, Remap, generator
 
 MAKES = "makes"  # the axis makes units: a kernel's output axis, a bias
 READS = "reads"  # the axis reads units: a kernel's input axis
@@ -44,10 +44,18 @@ class NewUnits:
 
 @dataclasses.dataclass(frozen=True)
 class AxisChange:
-    """What happens along one axis of a variable: its remap and its role."""
+    """What happens along one axis of a variable.
+
+    Args:
+        role: `"makes"`, `"reads"` or `"follows"`.
+        remap: The remap of the axis.
+        silent: Whether units that fill the axis are zero here, whatever they hold
+            elsewhere: what reads units that hold something, or an offset.
+    """
 
     role: str
     remap: Remap
+    silent: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +67,13 @@ class VariableChange:
             what is drawn for this variable.
         axes: One `AxisChange` for each axis, `None` where the axis stays.
         how: How the new units start.
+        scale: What the grown variable is multiplied by.
     """
 
     name: str
     axes: tuple[AxisChange | None, ...]
     how: NewUnits = NewUnits()
+    scale: float = 1.0
 
     def new_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The variable's shape after the change."""
@@ -91,9 +101,13 @@ class VariableChange:
         for axis in reversed(range(old.ndim)):
             change = self.axes[axis]
             if change is not None:
-                new = np.take(new, change.remap.index, axis=axis)
+                before = new
+                new = np.take(before, change.remap.index, axis=axis)
+                _fill(np.moveaxis(new, axis, 0), np.moveaxis(before, axis, 0), change)
         if new is old:
-            return value.copy()
+            new = old.copy()
+        if self.scale != 1.0:
+            new *= new.dtype.type(self.scale)
         for axis, change in enumerate(self.axes):
             if change is not None and change.role == MAKES and old.ndim > 1:
                 self._start_incoming(new, old, axis, change.remap, seed)
@@ -106,23 +120,26 @@ class VariableChange:
         self, new: np.ndarray, old: np.ndarray, axis: int, remap: Remap, seed: int
     ) -> None:
         """Sets the incoming weights of the new units, where they aren't mere copies."""
-        if self.how.kind == "replicate" and not self.how.noise:
+        if (self.how.kind == "replicate" and not self.how.noise) or not remap.free.any():
             return
         rng = generator(seed, "incoming", self.name, axis, remap.old_size, remap.size)
         units = np.moveaxis(new, axis, 0)
-        drawn = rng.standard_normal((int(remap.new.sum()), *units.shape[1:]), dtype=np.float32)
+        added = remap.free
+        drawn = rng.standard_normal((int(added.sum()), *units.shape[1:]), dtype=np.float32)
         if self.how.kind == "replicate":
-            units[remap.new] += self.how.noise * old.std() * drawn
+            units[added] += self.how.noise * old.std() * drawn
         else:
-            norms = _norms(np.moveaxis(old, axis, 0))[remap.index[remap.new]]
-            units[remap.new] = _with_norms(drawn, norms)
+            norms = _norms(np.moveaxis(old, axis, 0))[remap.index[added]]
+            units[added] = _with_norms(drawn, norms)
 
     def _start_outgoing(
         self, new: np.ndarray, old: np.ndarray, axis: int, remap: Remap, seed: int
     ) -> None:
         """Sets the weights that read the new units."""
         units = np.moveaxis(new, axis, 0)
-        if self.how.kind == "replicate":
+        replicate = self.how.kind == "replicate"
+        copies = remap.new & ~remap.fills if replicate else remap.new & ~remap.free & ~remap.fills
+        if copies.any():
             # Where a second axis is read as well, its shares must not vary along
             # the first one, or the sum over both would no longer be one.
             common = [
@@ -130,12 +147,15 @@ class VariableChange:
                 for other, change in enumerate(self.axes)
             ]
             del common[axis]
-            share(units, remap, self.how.shares, seed, (self.name, axis), common)
-        elif self.how.kind == "random":
+            share(units, remap, copies, self.how.shares, seed, (self.name, axis), common)
+        added = remap.free
+        if replicate or not added.any():
+            return
+        if self.how.kind == "random":
             rng = generator(seed, "outgoing", self.name, axis, remap.old_size, remap.size)
-            drawn = rng.standard_normal((int(remap.new.sum()), *units.shape[1:]), dtype=np.float32)
-            norms = _norms(np.moveaxis(old, axis, 0))[remap.index[remap.new]]
-            units[remap.new] = _with_norms(drawn, norms)
+            drawn = rng.standard_normal((int(added.sum()), *units.shape[1:]), dtype=np.float32)
+            norms = _norms(np.moveaxis(old, axis, 0))[remap.index[added]]
+            units[added] = _with_norms(drawn, norms)
         else:
             self._silence(units, axis, remap)
 
@@ -151,13 +171,32 @@ class VariableChange:
             if change is not None and change.role == MAKES:
                 shape = [1] * len(others)
                 shape[i] = -1
-                keep = keep | change.remap.new.reshape(shape)
-        units[remap.new] = np.where(keep, units[remap.new], 0)
+                keep = keep | change.remap.free.reshape(shape)
+        added = remap.free
+        units[added] = np.where(keep, units[added], 0)
+
+
+def _fill(units: np.ndarray, old: np.ndarray, change: AxisChange) -> None:
+    """Sets the units that fill an axis: the means of groups of old units, or zeros.
+
+    What reads such units keeps copies, unless it has to be silent: where they hold
+    nothing, what reads them is free, and a copy has a gradient from the start.
+    """
+    fill, groups = change.remap.fill, change.remap.groups
+    if fill is None or groups is None:
+        return
+    if change.silent:
+        units[fill != COPY] = 0
+    elif change.role != READS:
+        units[fill < COPY] = 0
+        for group in np.unique(fill[fill > COPY]):
+            units[fill == group] = old[groups == group].mean(axis=0)
 
 
 def share(
     units: np.ndarray,
     remap: Remap,
+    new: np.ndarray,
     shares: str,
     seed: int,
     key: tuple[object, ...],
@@ -172,6 +211,7 @@ def share(
     Args:
         units: The gathered weights, the reading axis first. Changed in place.
         remap: The remap of the reading axis.
+        new: Boolean array: the copies among its units that are to get a share.
         shares: `"random"` or `"even"`.
         seed: The seed of the growth.
         key: What seeds the draw beside the seed: the variable and the axis.
@@ -179,7 +219,7 @@ def share(
     """
     rng = generator(seed, "shares", *key, remap.old_size, remap.size)
     rest = [1 if one else size for one, size in zip(common, units.shape[1:], strict=True)]
-    added = np.flatnonzero(remap.new)
+    added = np.flatnonzero(new)
     originals = np.empty(remap.old_size, int)
     originals[remap.index[~remap.new]] = np.flatnonzero(~remap.new)
     sources = remap.index[added]

@@ -247,6 +247,19 @@ def _check_growth(
         train_a_step(model, x)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Closed(keras.Layer):
+    """Scales its input by another library: what it does can't be seen."""
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+    def call(self, x):
+        if isinstance(x, keras.KerasTensor):
+            raise TypeError("this function takes numbers alone")
+        return x * self.scale
+
+
 def sandwich(shape: tuple[int, ...], *middle: Any, units: int = 4, dtype: str = "float32") -> Any:
     """Layers between two Dense layers, which work on the last axis of any rank."""
     x = inputs = keras.Input(shape, dtype=dtype)

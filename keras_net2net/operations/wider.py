@@ -10,6 +10,7 @@ import keras
 
 from keras_net2net.draft import Draft
 from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError, explain
+from keras_net2net.fills import fills_for
 from keras_net2net.inference import Facts
 from keras_net2net.operations.base import (
     Match,
@@ -47,9 +48,13 @@ class Wider(Operation):
             that a pattern or `None` finds and that can't be widened are skipped,
             and listed in the plan with the reason.
         units: Integer, the new number of units, in whatever the layer counts
-            (units, filters, output dimension). Defaults to `None`.
+            (units, filters, output dimension, heads). For a layer that counts
+            several things, a dict from these to sizes: `{"heads": 8}`,
+            `{"key_dim": 64, "value_dim": 64}`; a number means the first of them.
+            Defaults to `None`.
         factor: Float above 1, the new size relative to the old one, rounded to
-            the nearest integer, and at least one unit more. Defaults to `None`.
+            the nearest integer, and at least one unit more. Or a dict, as for
+            `units`. Defaults to `None`.
         round_to: Integer. New sizes are rounded up to a multiple of it. Defaults
             to `1`.
         new_units: How the new units start. `"replicate"`: as copies of randomly
@@ -84,9 +89,9 @@ class Wider(Operation):
     """
 
     layers: Any = None
-    units: int | None = None
+    units: int | dict[str, int] | None = None
     _: dataclasses.KW_ONLY
-    factor: float | None = None
+    factor: float | dict[str, float] | None = None
     round_to: int = 1
     new_units: str = "replicate"
     shares: str = "random"
@@ -107,12 +112,12 @@ class Wider(Operation):
             )
         if isinstance(self.layers, dict):
             sizes = {
-                name: whole_number(units, f"The units of {plain(name)!r}", received)
+                name: _whole(units, f"The units of {plain(name)!r}", received)
                 for name, units in self.layers.items()
             }
             self._set(layers=sizes)
         if self.units is not None:
-            self._set(units=whole_number(self.units, "`units`", received))
+            self._set(units=_whole(self.units, "`units`", received))
             if self.layers is None:
                 raise GrowthError(
                     explain(
@@ -122,8 +127,12 @@ class Wider(Operation):
                         "Name the layers, or use `factor`",
                     )
                 )
-        factor, noise = real_number(self.factor), real_number(self.noise)
-        if self.factor is not None and (factor is None or not 1 < factor < math.inf):
+        noise = real_number(self.noise)
+        parts = self.factor if isinstance(self.factor, dict) else {"": self.factor}
+        factors = {name: real_number(value) for name, value in parts.items()}
+        if self.factor is not None and (
+            not factors or any(f is None or not 1 < f < math.inf for f in factors.values())
+        ):
             raise SizeError(
                 explain(
                     f"`factor` can't be {self.factor!r}",
@@ -153,6 +162,7 @@ class Wider(Operation):
                 )
             )
         layers = fixed_request(self.layers)
+        factor: Any = factors if isinstance(self.factor, dict) else factors[""]
         self._set(layers=layers, factor=factor, round_to=round_to, noise=noise)
 
     @property
@@ -168,81 +178,138 @@ class Wider(Operation):
         """Widens the layers of a draft."""
         skipped: list[Skipped] = []
         sizes: dict[Width, int] = {}
-        asked: dict[Width, list[str]] = {}
-        for match, units in self._requests(draft):
-            problem = self._obstacle(draft, match)
+        asked: dict[Width, list[Match]] = {}
+        for request in self._requests(draft):
+            problem = self._obstacle(draft, request)
             if problem is not None:
-                skipped.append(Skipped(match.facts.path, problem))
+                skipped.append(Skipped(request.facts.path, problem))
                 continue
-            expression = next(iter(match.facts.units.values()))
-            now = int(expression.size or 0)
-            if units == now:
-                skipped.append(Skipped(match.facts.path, f"has {now} units already"))
+            now = int(request.expression.size or 0)
+            if request.units == now:
+                skipped.append(Skipped(request.facts.path, f"has {now} units already"))
                 continue
-            if units is not None and units < now:
+            if request.units is not None and request.units < now:
                 raise SizeError(
                     explain(
-                        f"Layer {label(match.facts)} can't be widened to {units} units",
+                        f"Layer {label(request.facts)} can't be widened to {request.units} units",
                         f"it has {now}, and widening only adds units",
                         repr(self),
                         f"Pass more than {now} units",
                     )
                 )
-            wanted = self._sizes(match.facts, units)
-            for width, size in wanted.items():
+            for width, size in self._sizes(request).items():
                 if sizes.setdefault(width, size) != size:
-                    raise self._conflict(match.facts, width, size, sizes[width], asked[width])
-                asked.setdefault(width, []).append(match.facts.path)
+                    raise self._conflict(request, width, size, sizes[width], asked[width])
+                asked.setdefault(width, []).append(request.match)
+        fills = self._fills(draft, sizes, asked, skipped)
         if not sizes:
             self._nothing(draft, skipped)
             return [Step(self, skipped=tuple(skipped), exact=self.exact)]
-        widths, layers = draft.widen(sizes, self._how, asked)
-        notes = self._notes(draft)
+        names = {width: [match.facts.path for match in asked[width]] for width in sizes}
+        widths, layers = draft.widen(sizes, self._how, names, fills)
         return [
             Step(
                 self,
                 widths=widths,
                 layers=layers,
                 skipped=tuple(skipped),
-                notes=notes,
+                notes=self._notes(fills),
                 exact=self.exact,
             )
         ]
 
-    def _requests(self, draft: Draft) -> list[tuple[Match, int | None]]:
-        """Each layer that is meant, with the units asked for (`None`: by factor)."""
+    def _fills(
+        self,
+        draft: Draft,
+        sizes: dict[Width, int],
+        asked: dict[Width, list[Match]],
+        skipped: list[Skipped],
+    ) -> dict[Width, str | None]:
+        """What new units hold that a normalization sees; takes out what can't be."""
+        while True:
+            fills, problems = fills_for(draft.inference, sizes)
+            if not problems:
+                return fills
+            for width, problem in problems.items():
+                named = next((match for match in asked[width] if match.named), None)
+                if named is not None:
+                    raise SizeError(
+                        explain(
+                            f"Layer {label(named.facts)} can't be widened to {sizes[width]} units",
+                            problem,
+                            repr(self),
+                            f"Pass a multiple of {width.size}",
+                        )
+                    )
+                skipped += [Skipped(match.facts.path, problem) for match in asked[width]]
+                del sizes[width]
+
+    def _requests(self, draft: Draft) -> list[_Request]:
+        """Each layer that is meant, with what is asked for."""
         if self.layers is None:
-            return [
-                (Match(facts, False), None)
+            found = [
+                Match(facts, False)
                 for facts in draft.layers()
                 if facts.units or (facts.operation.weights and not facts.has_rule)
             ]
+            return [one for match in found for one in self._split(match, None)]
         if isinstance(self.layers, dict):
             return [
-                (match, self._rounded(units))
+                one
                 for name, units in self.layers.items()
                 for match in find_layers(draft, name, repr(self))
+                for one in self._split(match, units)
             ]
-        units = None if self.units is None else self._rounded(self.units)
-        return [(match, units) for match in find_layers(draft, self.layers, repr(self))]
+        return [
+            one
+            for match in find_layers(draft, self.layers, repr(self))
+            for one in self._split(match, self.units)
+        ]
+
+    def _split(self, match: Match, units: Any) -> list[_Request]:
+        """One request for each thing that a layer counts and that is named."""
+        if isinstance(units, dict):
+            parts: list[Any] = [(key, self._rounded(size), None) for key, size in units.items()]
+        elif isinstance(self.factor, dict):
+            parts = [(key, None, factor) for key, factor in self.factor.items()]
+        else:
+            size = None if units is None else self._rounded(units)
+            return [_Request(match, match.facts.main, size, self.factor)]
+        requests = []
+        for key, size, factor in parts:
+            counted = match.facts.units
+            part = key if key in counted else key.removeprefix("num_")
+            if part not in counted and not match.named and not counted:
+                continue
+            if part not in counted:
+                raise GrowthError(
+                    explain(
+                        f"Layer {label(match.facts)} has no {key!r} that could grow",
+                        f"it counts {', '.join(map(repr, counted)) or 'nothing'}",
+                        repr(self),
+                        "Name one of these, or pass a number",
+                    )
+                )
+            requests.append(_Request(match, counted[part], size, factor))
+        return requests
 
     def _rounded(self, units: int) -> int:
         return -(-units // self.round_to) * self.round_to
 
-    def _factored(self, now: int) -> int:
-        return self._rounded(max(now + 1, math.floor(now * float(self.factor or 1) + 0.5)))
+    def _factored(self, now: int, factor: float | None) -> int:
+        return self._rounded(max(now + 1, math.floor(now * float(factor or 1) + 0.5)))
 
-    def _sizes(self, facts: Facts, units: int | None) -> dict[Width, int]:
-        expression = next(iter(facts.units.values()))
+    def _sizes(self, request: _Request) -> dict[Width, int]:
+        expression, units = request.expression, request.units
         free = growable(expression)
         if units is None:
-            return {width: self._factored(int(width.size or 0)) for width in free}
+            return {w: self._factored(int(w.size or 0), request.factor) for w in free}
         sizes, possible = sizes_for(expression, units)
         if sizes is None:
             near = " or ".join(map(str, possible)) or "another number of"
             raise SizeError(
                 explain(
-                    f"Layer {label(facts)} can't be widened to {units} units",
+                    f"Layer {label(request.facts)} can't be widened to {units} units",
                     f"its units are made of {expression!r}, of which "
                     f"{', '.join(repr(width) for width in free)} can grow",
                     repr(self),
@@ -251,17 +318,16 @@ class Wider(Operation):
             )
         return sizes
 
-    def _obstacle(self, draft: Draft, match: Match) -> str | None:
+    def _obstacle(self, draft: Draft, request: _Request) -> str | None:
         """Why a layer can't be widened; an error if it was named outright."""
-        facts = match.facts
+        match, facts = request.match, request.facts
         if not facts.units:
             if not match.named and facts.has_rule:
                 return "has no units of its own"
             if not match.named:
                 return f"{type(facts.operation).__name__} has no rule"
             raise FixedWidthError(self._no_units(draft, facts))
-        expression = next(iter(facts.units.values()))
-        widths = list(widths_of(expression))
+        widths = list(widths_of(request.expression))
         if any(width.obstacle is None for width in widths):
             return None
         width = widths[0] if widths else None
@@ -308,12 +374,13 @@ class Wider(Operation):
         )
 
     def _conflict(
-        self, facts: Facts, width: Width, size: int, other: int, asked: list[str]
+        self, request: _Request, width: Width, size: int, other: int, asked: list[Match]
     ) -> ConflictError:
+        names = ", ".join(repr(match.facts.path) for match in asked)
         return ConflictError(
             explain(
-                f"Layer {label(facts)} can't be widened to {size} units",
-                f"its units are tied to those of {', '.join(map(repr, asked))} (width {width!r}), "
+                f"Layer {label(request.facts)} can't be widened to {size} units",
+                f"its units are tied to those of {names} (width {width!r}), "
                 f"for which {other} are asked",
                 repr(self),
                 "Ask for one size",
@@ -334,8 +401,15 @@ class Wider(Operation):
             )
         )
 
-    def _notes(self, draft: Draft) -> tuple[str, ...]:
+    def _notes(self, fills: dict[Width, str | None]) -> tuple[str, ...]:
         notes = []
+        for width, fill in fills.items():
+            if fill is None and self.new_units == "replicate":
+                continue
+            held = (
+                "copies" if fill is None else "the mean of the others" if fill == "mean" else "zero"
+            )
+            notes.append(f"a normalization sees all of {width!r}: its new units hold {held}")
         if self.new_units == "random":
             notes.append(
                 "not exact: random units (the paper's baseline) change what the model computes"
@@ -343,6 +417,29 @@ class Wider(Operation):
         elif self.noise:
             notes.append(f"not exact: noise of {self.noise:g} on the copies' incoming weights")
         return tuple(notes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """One thing that a layer counts, and what is asked for it."""
+
+    match: Match
+    expression: Any
+    units: int | None
+    factor: Any
+
+    @property
+    def facts(self) -> Facts:
+        return self.match.facts
+
+
+def _whole(value: Any, what: str, received: str) -> Any:
+    """A number of units, or a dict of these."""
+    if isinstance(value, dict) and value:
+        return {
+            str(key): whole_number(size, f"{what} ({key})", received) for key, size in value.items()
+        }
+    return whole_number(value, what, received)
 
 
 def draft_operation(draft: Draft, path: str) -> Any | None:

@@ -15,8 +15,15 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_net2net.inference import RuleCall, follows
-from keras_net2net.rules.kinds import same
+from keras_net2net.inference import (
+    KEEPS_ZERO,
+    MAKES_UNITS,
+    MAKES_ZERO,
+    PASSES,
+    RuleCall,
+    follows,
+)
+from keras_net2net.rules.kinds import keeps_zero
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.widths import Axes, Fixed
 
@@ -72,6 +79,26 @@ ELEMENTWISE: dict[str, Activation] = {
     "tanh_shrink": Activation(),
     "threshold": Activation(),
 }
+OF_ZERO_ZERO = frozenset(
+    [
+        "relu",
+        "relu6",
+        "hard_tanh",
+        "tanh",
+        "softsign",
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "silu",
+        "hard_silu",
+        "mish",
+        "leaky_relu",
+        "soft_shrink",
+        "hard_shrink",
+        "tanh_shrink",
+    ]
+)
 OVER_AN_AXIS = ("softmax", "log_softmax", "sparsemax")
 
 
@@ -129,6 +156,7 @@ def activate(call: RuleCall, x: Axes, function: Any) -> Axes | None:
         return call.apply(function, x)
     name = activation_name(function)
     if name in ELEMENTWISE:
+        call.treat(PASSES if name == "linear" else KEEPS_ZERO if name in OF_ZERO_ZERO else None)
         return x
     if name in OVER_AN_AXIS:
         call.fix(x[-1], f"normalizes over its units with {name}")
@@ -136,6 +164,14 @@ def activate(call: RuleCall, x: Axes, function: Any) -> Axes | None:
     label = getattr(function, "__name__", type(function).__name__)
     call.fix(x, f"has the activation {label!r}, of which it isn't known that it acts per element")
     return x
+
+
+def activate_made(call: RuleCall, x: Axes, function: Any) -> Axes | None:
+    """Applies the activation of a layer that makes units, linear in its weights before it."""
+    output = activate(call, x, function)
+    made = {PASSES: MAKES_UNITS, KEEPS_ZERO: MAKES_ZERO}
+    call.treat(made.get(call.treatment or ""))
+    return output
 
 
 @register_rule(layers.Activation)
@@ -159,7 +195,15 @@ def prelu(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     shared = call.layer.shared_axes or ()
     alpha = [Fixed(1) if i in shared else axis for i, axis in enumerate(x) if i > 0]
     call.weight("alpha", *(follows(axis) for axis in alpha))
+    call.treat(KEEPS_ZERO)
     return x
 
 
-register_rule(layers.ReLU, layers.LeakyReLU, layers.ELU)(same)
+register_rule(layers.LeakyReLU, layers.ELU)(keeps_zero)
+
+
+@register_rule(layers.ReLU)
+def relu(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
+    """Passes units through: every element alone, at its place."""
+    call.treat(KEEPS_ZERO if float(call.layer.threshold) == 0.0 else None)
+    return x

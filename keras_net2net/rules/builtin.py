@@ -2,6 +2,8 @@
 
 from keras_net2net.rules import (  # noqa: F401
     activations,
+    attention,
+    contractions,
     convolutional,
     core,
     merging,
@@ -11,4 +13,5 @@ from keras_net2net.rules import (  # noqa: F401
     preprocessing,
     regularization,
     reshaping,
+    rnn,
 )

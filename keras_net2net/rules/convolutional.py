@@ -7,7 +7,7 @@ from typing import Any
 from keras import layers
 
 from keras_net2net.inference import RuleCall, follows, makes, reads
-from keras_net2net.rules.activations import activate
+from keras_net2net.rules.activations import activate, activate_made
 from keras_net2net.rules.kinds import channel_axis, with_space
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.widths import Axes, Expression, Fixed, product
@@ -15,10 +15,14 @@ from keras_net2net.widths import Axes, Expression, Fixed, product
 SLIDES = "slides a kernel along this axis"
 
 
-def _finish(call: RuleCall, x: Axes, units: Expression) -> Axes | None:
+def _finish(call: RuleCall, x: Axes, units: Expression, made: bool = True) -> Axes | None:
     output = with_space(call, x, SLIDES, units)
     # `activate` takes the last axis for the one that softmax runs over.
-    return activate(call, output, call.layer.activation)
+    if made:
+        return activate_made(call, output, call.layer.activation)
+    result = activate(call, output, call.layer.activation)
+    call.treat(None)
+    return result
 
 
 @register_rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -51,7 +55,7 @@ def _grouped(call: RuleCall, x: Axes, channels: Expression) -> Axes | None:
     call.weight("kernel", *layer.kernel_size, per_group, follows(units))
     if layer.use_bias:
         call.weight("bias", follows(units))
-    return _finish(call, x, units)
+    return _finish(call, x, units, made=False)
 
 
 @register_rule(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
@@ -78,7 +82,7 @@ def depthwise(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
     call.weight("kernel", *layer.kernel_size, follows(channels), multiplier)
     if layer.use_bias:
         call.weight("bias", follows(units))
-    return _finish(call, x, units)
+    return _finish(call, x, units, made=False)
 
 
 @register_rule(layers.SeparableConv1D, layers.SeparableConv2D)

@@ -8,12 +8,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_net2net.inference import RuleCall
-from keras_net2net.widths import EXPRESSIONS, Axes, Expression, Fixed
+from keras_net2net.inference import KEEPS_ZERO, PASSES, RuleCall
+from keras_net2net.widths import EXPRESSIONS, Axes, Expression, Fixed, widths_of
 
 
-def same(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
+def passes(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
+    """Passes units through, as they are."""
+    call.treat(PASSES)
+    return x
+
+
+def keeps_zero(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
     """Passes units through: every element alone, at its place."""
+    call.treat(KEEPS_ZERO)
     return x
 
 
@@ -21,7 +28,65 @@ def elementwise(call: RuleCall, *args: Any, **kwargs: Any) -> Axes:
     """Ties the units of all inputs; an axis of size 1 is broadcast and ties nothing."""
     # Some operations hold an argument that may be an array: the limits of `clip`, say.
     held = [value for key, value in vars(call.layer).items() if not key.startswith("_")]
-    return broadcast(call, _tensors((*args, *kwargs.values(), *held)))
+    given = (*args, *kwargs.values())
+    call.treat(_treatment(type(call.layer).__name__.lower(), given))
+    return broadcast(call, _tensors((*given, *held)))
+
+
+def _treatment(name: str, given: Sequence[Any]) -> str | None:
+    """What an elementwise operation does to the value of a unit."""
+    tensors = [x for x in _tensors(given) if has_units(x)]
+    alone = len(tensors) == 1 and all(x is tensors[0] or np.ndim(x) == 0 for x in given)
+    if name in ("add", "subtract"):
+        return PASSES if len(tensors) == len(given) else None
+    if name in ("negative", "cast", "stopgradient", "copy"):
+        return PASSES
+    if name in ("multiply", "divide", "truedivide"):
+        return PASSES if alone and given[0] is tensors[0] else KEEPS_ZERO
+    return KEEPS_ZERO if name in ZERO_OF_ZERO else None
+
+
+ZERO_OF_ZERO = frozenset(
+    [
+        "relu",
+        "relu6",
+        "hardtanh",
+        "tanh",
+        "softsign",
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "silu",
+        "hardsilu",
+        "leakyrelu",
+        "softshrink",
+        "hardshrink",
+        "tanhshrink",
+        "abs",
+        "absolute",
+        "square",
+        "sqrt",
+        "sin",
+        "tan",
+        "arcsin",
+        "arctan",
+        "sinh",
+        "arcsinh",
+        "arctanh",
+        "expm1",
+        "log1p",
+        "erf",
+        "sign",
+        "maximum",
+        "minimum",
+    ]
+)
+
+
+def has_units(x: Axes) -> bool:
+    """Whether units lie on one of the axes."""
+    return any(True for axis in x for _ in widths_of(axis))
 
 
 def broadcast(call: RuleCall, tensors: Sequence[Axes]) -> Axes:

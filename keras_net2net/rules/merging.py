@@ -6,8 +6,8 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.inference import RuleCall
-from keras_net2net.rules.kinds import broadcast
+from keras_net2net.inference import KEEPS_ZERO, PASSES, RuleCall
+from keras_net2net.rules.kinds import broadcast, has_units
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.widths import Axes, Expression, Fixed, concat
 
@@ -27,12 +27,15 @@ def merge(call: RuleCall, inputs: list[Axes], **kwargs: Any) -> Axes:
         # Keras puts the missing axes behind the batch, not in front of it.
         rank = max(ranks)
         inputs = [(*x[:1], *(Fixed(1),) * (rank - len(x)), *x[1:]) for x in inputs]
+    summed = isinstance(call.layer, (layers.Add, layers.Subtract, layers.Average))
+    call.treat(PASSES if summed and all(map(has_units, inputs)) else KEEPS_ZERO)
     return broadcast(call, inputs)
 
 
 @register_rule(layers.Concatenate)
 def concatenate(call: RuleCall, inputs: list[Axes], **kwargs: Any) -> Axes:
     """Puts units one after the other; ties those on the other axes."""
+    call.treat(PASSES if all(map(has_units, inputs)) else None)
     return join(call, inputs, call.layer.axis)
 
 

@@ -1,7 +1,11 @@
-"""Normalizations that keep units apart.
+"""Normalizations: those that keep units apart, and those over the units.
 
-Those that normalize over the units (layer, group, RMS and unit normalization)
-have no rule here: plain copies would change what they compute.
+A normalization over the units sees them together. It computes the same if all are
+copied equally often, or if what is added holds the mean of the others (which layer
+normalization subtracts) or zero (which a sum of squares doesn't see), with gamma
+and epsilon scaled by how many units there are in the mean.
+
+Source: Wang et al.: LEMON (ICLR 2024, arXiv:2310.07999), section 4.
 """
 
 from __future__ import annotations
@@ -10,9 +14,9 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.inference import RuleCall, follows
+from keras_net2net.inference import KEEPS_ZERO, NORMALIZES, RESCALES, RuleCall, Scaled, follows
 from keras_net2net.rules.registry import register_rule
-from keras_net2net.widths import Axes
+from keras_net2net.widths import Axes, product, regroup
 
 
 @register_rule(layers.BatchNormalization)
@@ -32,4 +36,78 @@ def batch_normalization(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     if getattr(layer, "renorm", False):
         for name in ("moving_stddev", "renorm_mean", "renorm_stddev"):
             call.weight(name, units)
+    return x
+
+
+def _axes(layer: Any, rank: int) -> list[int]:
+    axis = layer.axis
+    return sorted(at % rank for at in (axis if isinstance(axis, (list, tuple)) else [axis]))
+
+
+@register_rule(layers.LayerNormalization)
+def layer_normalization(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
+    """Units follow in whole multiples, or at any size where their mean can fill up."""
+    layer = call.layer
+    if getattr(layer, "rms_scaling", False):
+        return None  # divides by the variance, not by its root
+    axes = _axes(layer, len(x))
+    whole = product([x[at] for at in axes])
+    single = len(axes) == 1
+    scale = Scaled(whole, 0.5) if single else None
+    if layer.scale:
+        call.weight("gamma", *(follows(x[at]) for at in axes), scale=scale)
+    if layer.center:
+        call.weight("beta", *(follows(x[at], silent=True) for at in axes))
+    if single:
+        call.configure("epsilon", Scaled(whole, 1.0))
+    call.normalize(whole, "mean" if single and layer.scale else None)
+    call.treat(NORMALIZES)
+    return x
+
+
+@register_rule(layers.RMSNormalization)
+def rms_normalization(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
+    """Units follow in whole multiples, or at any size where zeros can fill up."""
+    axes = _axes(call.layer, len(x))
+    whole = product([x[at] for at in axes])
+    single = len(axes) == 1
+    scale = Scaled(whole, 0.5) if single else None
+    call.weight("scale", *(follows(x[at]) for at in axes), scale=scale)
+    if single:
+        call.configure("epsilon", Scaled(whole, 1.0))
+    call.normalize(whole, "zero" if single else None)
+    call.treat(RESCALES)
+    return x
+
+
+@register_rule(layers.GroupNormalization)
+def group_normalization(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
+    """Units follow in whole multiples within each group; alone in its group, each follows."""
+    layer = call.layer
+    units = x[layer.axis]
+    groups = call.setting("groups")
+    if layer.scale:
+        call.weight("gamma", follows(units))
+    if layer.center:
+        call.weight("beta", follows(units))
+    # The statistics of a group are taken over space as well.
+    others = [axis for i, axis in enumerate(x) if i not in (0, layer.axis % len(x))]
+    call.fix(others, "takes statistics over this axis")
+    if groups in (-1, units.size):
+        call.configure("groups", -1 if groups == -1 else units)
+        return x
+    parts = regroup([units], [groups, (units.size or groups) // groups])
+    if parts is None:
+        return None
+    call.fix(parts[0], f"divides its channels into {groups} groups")
+    call.normalize(parts[1], None)
+    return x
+
+
+@register_rule(layers.UnitNormalization)
+def unit_normalization(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
+    """Units follow where zeros can fill up: copies would add to the norm."""
+    for at in _axes(call.layer, len(x)):
+        call.normalize(x[at], "zero", copies=False)
+    call.treat(KEEPS_ZERO)
     return x

@@ -6,12 +6,16 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.inference import RuleCall
+from keras_net2net.inference import KEEPS_ZERO, PASSES, RuleCall
 from keras_net2net.rules.kinds import channel_axis, with_space
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.widths import Axes
 
 POOLS = "pools along this axis"
+
+
+def _treatment(call: RuleCall) -> str:
+    return PASSES if "Average" in type(call.layer).__name__ else KEEPS_ZERO
 
 
 @register_rule(
@@ -24,6 +28,7 @@ POOLS = "pools along this axis"
 )
 def pooling(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Passes channels through."""
+    call.treat(_treatment(call))
     return with_space(call, x, POOLS)
 
 
@@ -36,6 +41,7 @@ def pooling(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
 )
 def global_pooling(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Passes channels through."""
+    call.treat(_treatment(call))
     if call.layer.keepdims:
         return with_space(call, x, POOLS)
     at = channel_axis(call, len(x))

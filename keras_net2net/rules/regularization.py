@@ -6,8 +6,8 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.inference import RuleCall
-from keras_net2net.rules.kinds import same
+from keras_net2net.inference import PASSES, RuleCall
+from keras_net2net.rules.kinds import passes
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.widths import Axes
 
@@ -18,7 +18,7 @@ register_rule(
     layers.GaussianDropout,
     layers.GaussianNoise,
     layers.ActivityRegularization,
-)(same)
+)(passes)
 
 
 @register_rule(layers.Dropout, layers.AlphaDropout)
@@ -35,4 +35,5 @@ def dropout(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes | None:
                 for size, axis in zip(shape, x, strict=True)
             ),
         )
+    call.treat(PASSES)
     return x

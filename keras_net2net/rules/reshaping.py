@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.inference import RuleCall
+from keras_net2net.inference import PASSES, RuleCall
 from keras_net2net.rules.kinds import with_space
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.widths import Axes, Expression, Fixed, product, regroup
@@ -18,6 +18,7 @@ def flatten(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     rest = x[1:]
     if call.layer.data_format == "channels_first" and len(x) > 1:
         rest = (*x[2:], x[1])  # Keras moves the channels to the end first
+    call.treat(PASSES)
     return (x[0], product(rest))
 
 
@@ -33,12 +34,14 @@ def reshape(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
         "target_shape",
         tuple(-1 if old == -1 else axis for old, axis in zip(target, groups, strict=True)),
     )
+    call.treat(PASSES)
     return (x[0], *groups)
 
 
 @register_rule(layers.Permute)
 def permute(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Moves units to other axes."""
+    call.treat(PASSES)
     return (x[0], *(x[axis] for axis in call.layer.dims))
 
 
@@ -46,6 +49,7 @@ def permute(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
 def repeat_vector(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Passes units through."""
     repeated: Expression = Fixed(call.layer.n)
+    call.treat(PASSES)
     return (x[0], repeated, x[1])
 
 
@@ -58,4 +62,5 @@ def repeat_vector(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
 )
 def spatial(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Passes channels through."""
+    call.treat(PASSES)
     return with_space(call, x, "pads, crops or repeats along this axis")

@@ -13,6 +13,7 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, SizeError, UnknownLayerError
+from tests.helpers import Closed
 from tests.states import assert_state, state
 
 FOUR_PARTS = re.compile(
@@ -274,9 +275,14 @@ class NotAGraph(keras.Model):
     def __init__(self):
         super().__init__(name="own_call")
         self.dense = layers.Dense(3)
+        self.closed = Closed()
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+        self.closed.build((None, 3))
 
     def call(self, x):
-        return self.dense(x)
+        return self.closed.call(self.dense(x))
 
 
 def built(model: keras.Model) -> keras.Model:
@@ -289,10 +295,10 @@ NO_GRAPH = {
         lambda: keras.Sequential([layers.Dense(3)], name="later"),
         ["'later'", "isn't built", "keras.Input"],
     ),
-    "an unbuilt subclass": (NotAGraph, ["'own_call'", "NotAGraph", "writes its own `call`"]),
+    "an unbuilt subclass": (NotAGraph, ["'own_call'", "NotAGraph", "isn't built"]),
     "a built subclass": (
         lambda: built(NotAGraph()),
-        ["'own_call'", "keras.Model(inputs, outputs)"],
+        ["'own_call'", "takes numbers alone", "keras.Model(inputs, outputs)"],
     ),
     "a layer": (lambda: layers.Dense(3), ["`keras.Model`", "(of type Dense)"]),
     "an array": (lambda: np.zeros(3), ["`keras.Model`", "(of type ndarray)"]),

@@ -9,7 +9,7 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError
-from tests.helpers import array, assert_native, assert_same, both_modes, data_for, randomize
+from tests.helpers import Closed, array, assert_native, assert_same, both_modes, data_for, randomize
 from tests.operations.test_base import assert_explained, mlp
 from tests.states import assert_state, state
 
@@ -120,7 +120,7 @@ def test_without_layers_everything_grows_that_can_and_the_rest_is_listed_with_it
     def build(x):
         x = dense("fc")(x)
         x = layers.BatchNormalization(name="bn")(x)
-        x = layers.LayerNormalization(name="ln")(dense("normed")(x))
+        x = Closed(name="ln")(dense("normed")(x))
         return dense("last")(x)
 
     model = functional(build)
@@ -129,8 +129,8 @@ def test_without_layers_everything_grows_that_can_and_the_rest_is_listed_with_it
     reasons = {skip.path: skip.reason for skip in plan.steps[0].skipped}
     assert reasons.keys() == {"normed", "ln", "out"}  # what makes no units isn't listed
     assert reasons["out"] == "out is an output of the model"
-    assert "ln (LayerNormalization) has no rule" in reasons["normed"]
-    assert reasons["ln"] == "LayerNormalization has no rule"
+    assert "ln (Closed) has no rule" in reasons["normed"]
+    assert reasons["ln"] == "Closed has no rule"
     for path, reason in reasons.items():
         assert f"skip {path}: {reason}" in plan.summary()
     assert grown(model, factor=2) == {"fc": 12, "normed": 6, "last": 12, "out": 3}
@@ -393,37 +393,33 @@ def test_a_layer_whose_units_reach_an_operation_without_a_rule_is_fixed_and_the_
         x = dense("fc")(x)
         x = layers.Dropout(0.5, name="drop")(x)
         x = layers.Activation("tanh", name="tanh")(x)
-        return layers.Lambda(lambda t: t[:, ::-1], output_shape=(6,), name="flip")(x)
+        return Closed(name="flip")(x)
 
     refused(
         functional(build),
         n2n.Wider("fc", factor=2),
         FixedWidthError,
         "Layer 'fc' (Dense, 6 units) can't be widened",
-        "flip (Lambda) has no rule",
+        "flip (Closed) has no rule",
         "(path: fc -> drop -> tanh -> flip)",
-        "Register a rule for Lambda with `keras_net2net.register_rule`",
+        "Register a rule for Closed with `keras_net2net.register_rule`",
     )
 
 
 def test_the_path_to_an_obstacle_leads_through_tied_layers():
     def build(x):
         x, y = dense("first")(x), dense("second")(x)
-        y = layers.LayerNormalization(name="norm")(layers.Add(name="sum")([x, y]))
+        y = Closed(name="norm")(layers.Add(name="sum")([x, y]))
         return y
 
-    message = refused(
-        functional(build), n2n.Wider("first", 9), FixedWidthError, "norm (LayerNormalization)"
-    )
+    message = refused(functional(build), n2n.Wider("first", 9), FixedWidthError, "norm (Closed)")
     assert "(path: first -> sum -> norm)" in message
 
 
 def test_the_obstacle_may_stand_in_a_nested_model():
-    inner = keras.Sequential(
-        [keras.Input((6,)), layers.LayerNormalization(name="norm"), dense("fc")], name="inner"
-    )
+    inner = keras.Sequential([keras.Input((6,)), Closed(name="norm"), dense("fc")], name="inner")
     model = functional(lambda x: inner(dense("outer")(x)))
-    refused(model, n2n.Wider("outer", 9), FixedWidthError, "inner/norm (LayerNormalization)")
+    refused(model, n2n.Wider("outer", 9), FixedWidthError, "inner/norm (Closed)")
 
 
 def test_a_layer_without_units_is_an_error_that_names_what_makes_them():
@@ -444,14 +440,14 @@ def test_a_layer_without_units_is_an_error_that_names_what_makes_them():
 
 
 def test_a_layer_without_a_rule_is_an_error_that_says_how_to_register_one():
-    model = functional(lambda x: layers.LayerNormalization(name="norm")(dense("fc")(x)))
+    model = functional(lambda x: Closed(name="norm")(dense("fc")(x)))
     refused(
         model,
         n2n.Wider("norm", 9),
         FixedWidthError,
-        "'norm' (LayerNormalization)",
+        "'norm' (Closed)",
         "has no rule",
-        "Register a rule for LayerNormalization",
+        "Register a rule for Closed",
     )
 
 

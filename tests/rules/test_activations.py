@@ -10,6 +10,7 @@ import keras_net2net as n2n
 from tests.helpers import (
     assert_same,
     assert_untouched,
+    both_modes,
     check_growth,
     data_for,
     outputs,
@@ -160,7 +161,7 @@ def test_a_function_of_the_users_own_is_not_taken_for_a_known_one(layer):
     assert_untouched(model, weights)
 
 
-def test_a_layer_with_weights_as_activation_is_refused():
+def test_a_layer_with_weights_as_activation_grows_once_it_has_them():
     model = randomize(sandwich((5,), layers.Dense(4, activation=layers.PReLU(), name="it")))
     weights = snapshot(model)
     # Keras builds it when it is first run, so that it has no weights yet ...
@@ -169,9 +170,9 @@ def test_a_layer_with_weights_as_activation_is_refused():
         n2n.grow(model, n2n.Wider("it", units=6))
     assert_untouched(model, weights)
     model(data_for(model))  # ... and from here on it has
-    weights = snapshot(model)
-    assert len(weights) == 7
-    for name in ("before", "it"):
-        with pytest.raises(n2n.FixedWidthError, match="its rule doesn't cover"):
-            n2n.grow(model, n2n.Wider(name, units=6))
-    assert_untouched(model, weights)
+    randomize(model)
+    x = data_for(model)
+    before = both_modes(model, x)
+    n2n.grow(model, n2n.Wider(["before", "it"], units=6), seed=0, verify=False)
+    assert model.get_layer("it").activation.alpha.shape == (6,)
+    assert_same(both_modes(model, x), before)

@@ -1,4 +1,4 @@
-"""BatchNormalization on any axis; the normalizations over units are refused."""
+"""BatchNormalization on any axis, and the normalizations over the units."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from keras import layers
 
 import keras_net2net as n2n
 from tests.helpers import (
+    array,
+    assert_native,
     assert_same,
     assert_untouched,
     both_modes,
@@ -19,6 +21,7 @@ from tests.helpers import (
     outputs,
     randomize,
     sandwich,
+    skipped,
     snapshot,
 )
 from tests.rules.formats import check_channels_first
@@ -110,30 +113,132 @@ def test_statistics_over_units_are_refused():
     assert_untouched(model, weights)
 
 
+def stream(norm, units=6, activation=None):
+    """A residual stream that a normalization reads, as in a transformer."""
+    x = inputs = keras.Input((3, 5))
+    x = layers.Dense(units, activation=activation, name="before")(x)
+    h = norm(name="first")(x)
+    h = layers.Dense(7, activation="gelu", name="inner")(h)
+    x = layers.Add()([x, layers.Dense(units, name="again")(h)])
+    x = norm(name="last")(x)
+    return keras.Model(inputs, layers.Dense(3, name="after")(x))
+
+
 OVER_UNITS = {
-    "LayerNormalization": lambda: layers.LayerNormalization(name="it"),
-    "RMSNormalization": lambda: layers.RMSNormalization(name="it"),
-    "GroupNormalization": lambda: layers.GroupNormalization(2, name="it"),
-    "UnitNormalization": lambda: layers.UnitNormalization(name="it"),
+    "LayerNormalization": layers.LayerNormalization,
+    "RMSNormalization": layers.RMSNormalization,
 }
 
 
-@pytest.mark.parametrize("layer", OVER_UNITS.values(), ids=OVER_UNITS)
-def test_a_normalization_over_units_is_refused_and_other_layers_grow(layer):
-    def build():
-        return sandwich((3, 5), layer(), layers.Dense(4, activation="relu", name="free"))
+@pytest.mark.parametrize("kind", [{}, {"shares": "even"}, {"new_units": "fresh"}], ids=repr)
+@pytest.mark.parametrize("units", [7, 9, 12, 13, 17, 24])
+@pytest.mark.parametrize("norm", OVER_UNITS.values(), ids=OVER_UNITS)
+def test_a_stream_that_is_normalized_grows_to_any_size(norm, units, kind):
+    model = randomize(stream(norm))
+    x = data_for(model)
+    before = both_modes(model, x)
+    n2n.grow(model, n2n.Wider("before", units, **kind), seed=0, verify=False)
+    assert model.get_layer("again").units == units
+    assert_same(both_modes(model, x), before)
+    n2n.grow(model, n2n.Wider("before", units + 5, **kind), seed=1, verify=False)
+    assert_same(both_modes(model, x), before)
+    assert_native(model)
 
-    model = randomize(build())
+
+def test_what_fills_a_stream_has_the_mean_of_the_others_and_scales_gamma_and_epsilon():
+    model = randomize(stream(layers.LayerNormalization, units=6))
+    kernel, bias = map(array, model.get_layer("before").weights)
+    gamma, beta = map(array, model.get_layer("first").weights)
+    n2n.grow(model, n2n.Wider("before", 8), seed=0)
+    grown, offset = map(array, model.get_layer("before").weights)
+    np.testing.assert_allclose(grown[:, :6], kernel, rtol=0)
+    for new in (6, 7):
+        np.testing.assert_allclose(grown[:, new], kernel.mean(axis=1), rtol=1e-6)
+        np.testing.assert_allclose(offset[new], bias.mean(), rtol=1e-6)
+    scaled, shifted = map(array, model.get_layer("first").weights)
+    np.testing.assert_allclose(scaled[:6], gamma * np.sqrt(6 / 8), rtol=1e-6)
+    np.testing.assert_allclose(shifted, [*beta, 0, 0], rtol=1e-6)
+    assert model.get_layer("first").epsilon == pytest.approx(1e-3 * 6 / 8)
+
+
+def test_what_fills_has_a_gradient_at_once():
+    # What reads the normalized units is free where they are zero, so it isn't left at zero.
+    model = randomize(stream(layers.LayerNormalization, units=6))
+    n2n.grow(model, n2n.Wider("before", 8), seed=0)
+    assert np.abs(array(model.get_layer("inner").kernel)[6:]).min() > 0
+
+
+@pytest.mark.parametrize("norm", OVER_UNITS.values(), ids=OVER_UNITS)
+def test_a_stream_that_is_not_linear_grows_by_whole_multiples_and_the_error_says_which(norm):
+    model = randomize(stream(norm, activation="sigmoid"))
     x = data_for(model)
     weights, before = snapshot(model), both_modes(model, x)
-    with pytest.raises(n2n.FixedWidthError, match="has no rule") as error:
-        n2n.grow(model, n2n.Wider("before", units=6))
-    assert "path: before -> it" in str(error.value)
-    assert "register_rule" in str(error.value)
+    with pytest.raises(n2n.SizeError, match=r"whole multiples of its 6 units .12, 18") as error:
+        n2n.grow(model, n2n.Wider("before", 9))
+    assert "first (" in str(error.value)
     assert_untouched(model, weights)
-    n2n.grow(model, n2n.Wider(factor=2), seed=0)
-    assert (model.get_layer("before").units, model.get_layer("free").units) == (4, 8)
+    plan = n2n.plan(model, n2n.Wider(factor=1.5))
+    assert skipped(plan) == {"before", "again", "after"}
+    n2n.grow(model, n2n.Wider("before", 18), seed=0, verify=False)
+    assert_same(both_modes(model, x), before, 5e-6)  # of units that hardly differ
+    assert_native(model)
+
+
+POST_NORM = {
+    "after a convolution": lambda: [layers.Conv1D(6, 2, activation="tanh", name="before")],
+    "after BatchNormalization": lambda: [
+        layers.Dense(6, name="before"),
+        layers.BatchNormalization(),
+    ],
+}
+
+
+@pytest.mark.parametrize("below", POST_NORM.values(), ids=POST_NORM)
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: layers.LayerNormalization(),
+        lambda: layers.LayerNormalization(axis=[1, 2]),
+        lambda: layers.LayerNormalization(scale=False, center=False),
+        lambda: layers.RMSNormalization(),
+        lambda: layers.GroupNormalization(3),
+        lambda: layers.GroupNormalization(1),
+    ],
+    ids=["layer", "all axes", "without weights", "RMS", "groups", "one group"],
+)
+def test_copying_all_units_equally_often_preserves_a_normalization(norm, below):
+    model = keras.Sequential([keras.Input((4, 5)), *below(), norm(), layers.Dense(3)])
+    randomize(model)
+    x = data_for(model)
+    before = both_modes(model, x)
+    n2n.grow(model, n2n.Wider("before", factor=3), seed=0, verify=False)
     assert_same(both_modes(model, x), before)
+    assert_native(model)
+
+
+def test_groups_that_hold_one_channel_each_follow():
+    check_growth(lambda: sandwich((3, 5), layers.GroupNormalization(-1)))
+    check_growth(lambda: sandwich((3, 5), layers.GroupNormalization(4)))
+
+
+def test_a_unit_norm_takes_new_units_that_are_zero():
+    model = keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(6, activation="relu", name="before"),
+            layers.UnitNormalization(),
+            layers.Dense(3),
+        ]
+    )
+    randomize(model)
+    x = data_for(model)
+    before = both_modes(model, x)
+    for units in (9, 18):
+        n2n.grow(model, n2n.Wider("before", units), seed=0, verify=False)
+        assert_same(both_modes(model, x), before)
+    model = randomize(sandwich((5,), layers.Softmax(), layers.UnitNormalization(name="it")))
+    with pytest.raises(n2n.FixedWidthError, match="softmax"):
+        n2n.grow(model, n2n.Wider("before", 9))
 
 
 def test_a_subclass_that_adds_nothing_has_the_rule():

@@ -77,7 +77,7 @@ REFUSED = {
     "an array as a limit": (lambda x, y: ops.clip(x + y, -(CONSTANT**2), 1.0), "fixed"),
     "cumsum": (lambda x, y: ops.cumsum(x + y, axis=1), "has no rule"),
     "a slice": (lambda x, y: (x + y)[:, 0], "has no rule"),
-    "matmul": (lambda x, y: ops.matmul(x, ops.transpose(y, (0, 2, 1))), "has no rule"),
+    "matmul": (lambda x, y: ops.matmul(x, ops.transpose(y, (0, 2, 1))), "sums over these units"),
 }
 
 

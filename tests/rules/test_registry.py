@@ -8,7 +8,7 @@ from keras import layers, ops
 
 import keras_net2net as n2n
 from keras_net2net.rules.registry import rule_for, rules
-from tests.helpers import assert_untouched, check_growth, randomize, sandwich, snapshot
+from tests.helpers import Closed, assert_untouched, check_growth, randomize, sandwich, snapshot
 
 
 def scale_layer():
@@ -26,8 +26,8 @@ def scale_layer():
 
 @pytest.mark.parametrize(
     "layer",
-    [lambda: layers.Lambda(lambda x: x * 2.0, name="it"), lambda: scale_layer()(name="it")],
-    ids=["Lambda", "an unknown layer"],
+    [lambda: Closed(name="it")],
+    ids=["a closed layer"],
 )
 def test_what_has_no_rule_is_refused_with_the_path_and_what_to_do(layer):
     model = randomize(
@@ -46,11 +46,12 @@ def test_what_has_no_rule_is_refused_with_the_path_and_what_to_do(layer):
 
 
 def test_a_layer_that_has_no_rule_is_listed_in_the_plan():
-    model = sandwich((5,), scale_layer()(name="it"), layers.Dense(4, name="free"))
+    model = sandwich((5,), Closed(name="it"), layers.Dense(4, name="free"))
     (step,) = n2n.plan(model, n2n.Wider(factor=2)).steps
     assert {skip.path: skip.reason for skip in step.skipped} == {
-        "before": "it (Scale) has no rule that says what happens to units",
-        "it": "Scale has no rule",
+        "before": "it (Closed) has no rule that says what happens to units, and its code can't be "
+        "followed (this function takes numbers alone)",
+        "it": "Closed has no rule",
         "after": "after is an output of the model",
     }
 

@@ -1,0 +1,89 @@
+"""What new units hold that a normalization sees together with the old ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from keras_net2net.inference import Inference, Normalized
+from keras_net2net.widths import Concat, Expression, Product, Width, resolve, widths_of
+
+
+def fills_for(
+    inference: Inference, sizes: Mapping[Width, int]
+) -> tuple[dict[Width, str | None], dict[Width, str]]:
+    """Decides how widths grow that normalizations see.
+
+    Args:
+        inference: What is known of the graph.
+        sizes: The new size of each width that grows.
+
+    Returns:
+        For each such width, what its new units hold, as in `draw_bound`; and for
+        those that can't have their size, why.
+    """
+    allowed: dict[Width, list[str | None]] = {}
+    problems: dict[Width, str] = {}
+    for norm in inference.normalized:
+        expression = resolve(norm.expression)
+        for width in widths_of(expression):
+            if width not in sizes:
+                continue
+            options = _options(norm, expression, width, sizes)
+            known = allowed.get(width)
+            allowed[width] = options if known is None else [o for o in known if o in options]
+            if not allowed[width]:
+                problems.setdefault(width, _problem(norm, width))
+    fills = {width: options[0] for width, options in allowed.items() if options}
+    return fills, problems
+
+
+def _options(
+    norm: Normalized, expression: Expression, width: Width, sizes: Mapping[Width, int]
+) -> list[str | None]:
+    """What the new units of a width may hold for one normalization, the best first."""
+    options: list[str | None] = []
+    if norm.copies and _ratio(expression, sizes) is not None:
+        options.append(None)
+    if expression is width:  # of a part of the units, the mean would be another one
+        if norm.fill == "mean" and norm.content.mean == "mean":
+            options.append("mean")
+        if norm.fill == "zero" and norm.content.zero == "zero":
+            options += ["zero", "only zero"] if norm.copies else ["only zero"]
+    return options
+
+
+def _ratio(expression: Expression, sizes: Mapping[Width, int]) -> int | None:
+    """How often each unit is copied, if all are copied equally often."""
+    expression = resolve(expression)
+    if isinstance(expression, Width):
+        old = int(expression.size or 1)
+        new = sizes.get(expression, old)
+        return new // old if new % old == 0 else None
+    if isinstance(expression, Concat):
+        ratios = {_ratio(part, sizes) for part in expression.parts}
+        return ratios.pop() if len(ratios) == 1 else None
+    if isinstance(expression, Product):
+        total = 1
+        for factor in expression.factors:
+            ratio = _ratio(factor, sizes)
+            if ratio is None:
+                return None
+            total *= ratio
+        return total
+    return 1
+
+
+def _problem(norm: Normalized, width: Width) -> str:
+    size = int(width.size or 0)
+    alone = resolve(norm.expression) is width
+    if norm.copies and alone:
+        sizes = f"{2 * size}, {3 * size}, ..."
+        possible = f"only whole multiples of its {size} units ({sizes}) preserve it"
+    elif norm.copies:
+        possible = "all the units that it sees have to grow by the same whole multiple"
+    else:
+        possible = "copies would add to the norm"
+    why = ""
+    if alone and norm.fill is not None:
+        why = ", since what it normalizes isn't a sum of what layers make of it without activation"
+    return f"{norm.obstacle}, and {possible}{why}"

@@ -1,0 +1,233 @@
+"""Opened layers after a growth: their attributes, and a second look inside.
+
+Nobody wrote down which attributes of a composite layer hold which sizes. So a twin
+is built from the layer's own configuration, with those entries changed that may
+mean a size that grew: the change is certain if the twin's weights have just the
+shapes of the grown ones, and if nothing less gives them. What its constructor
+derives from them is taken from the twin. Then the layer is opened again: what its
+code does now must be what was planned.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+
+from keras_net2net import keras_privates as privates
+from keras_net2net.draft import Draft
+from keras_net2net.errors import GrowthError, explain
+from keras_net2net.graph import Call, Graph, Tensor, read, symbolic_inputs
+from keras_net2net.plan import LayerChange, Plan
+from keras_net2net.transaction import Transaction
+
+_MOST_TRIALS = 64
+_PLAIN = (bool, int, float, str, tuple)
+
+
+def update_opened(plan: Plan, draft: Draft, transaction: Transaction) -> tuple[str, ...]:
+    """Brings the attributes of opened layers up to date, and looks inside again.
+
+    Args:
+        plan: The plan, which was carried out but for this.
+        draft: Its draft.
+        transaction: Remembers what is changed.
+
+    Returns:
+        Notes on layers whose configuration can't say what they are now.
+
+    Raises:
+        GrowthError: If the code of a layer does something else at its new sizes.
+    """
+    calls = {id(call.inner): call for _, call in draft.graph.all_calls() if call.inner is not None}
+    opened = [
+        graph
+        for graph in draft.graph.subgraphs()
+        if graph.opened and (id(graph) in calls or graph is draft.graph)
+    ]
+    if not opened:
+        return ()
+    notes = []
+    done: set[int] = set()
+    for graph in reversed(opened):  # the inner ones first
+        if id(graph.model) in done:
+            continue
+        done.add(id(graph.model))
+        steps = [_changes_below(graph, step.layers) for step in plan.steps]
+        if any(steps) and not _update(graph, calls.get(id(graph)), steps, transaction):
+            kind = type(graph.model).__name__
+            notes.append(
+                f"{graph.model.name!r} ({kind}) can't be rebuilt from its configuration: to load "
+                "it elsewhere, build the model as it was at first, grow it by `report.operations` "
+                "with the seed `report.plan.seed`, and load its weights (`save_weights`)"
+            )
+    _compare(draft.graph, read(draft.model))
+    return tuple(notes)
+
+
+def _changes_below(graph: Graph, layers: Iterable[LayerChange]) -> list[LayerChange]:
+    """The changes of a layer and of all in it."""
+    below = f"{graph.path}/" if graph.path else ""
+    return [one for one in layers if one.path == graph.path or one.path.startswith(below)]
+
+
+def _update(
+    graph: Graph, call: Call | None, steps: list[list[LayerChange]], transaction: Transaction
+) -> bool:
+    """Updates one layer's attributes; whether its configuration says what it is now."""
+    layer = graph.model
+    try:
+        config = layer.get_config()
+        twin_inputs = symbolic_inputs(layer) if call is None else _inputs_of(call)
+    except Exception:
+        return False
+    shapes = [tuple(variable.shape) for variable in layer.weights]
+    sizes = {key: _reachable(value, steps) for key, value in config.items()}
+    choices = {key: values for key, values in sizes.items() if values}
+    trials = sorted(
+        itertools.islice(_assignments(config, choices), _MOST_TRIALS), key=lambda trial: len(trial)
+    )
+    for trial in trials:
+        twin = _twin(layer, {**config, **trial}, twin_inputs)
+        if twin is None or [tuple(v.shape) for v in twin.weights] != shapes:
+            continue
+        transaction.remember(layer)
+        for key, value in vars(twin).items():
+            if key in _BASE or not isinstance(value, _PLAIN):
+                continue
+            old = vars(layer).get(key)
+            if type(old) is type(value) and old != value:
+                setattr(layer, key, value)
+        recorded = privates.recorded_arguments(layer)
+        if recorded is not None:
+            transaction.remember(recorded)
+            known = {key: value for key, value in trial.items() if key in recorded.config}
+            recorded.config = {**recorded.config, **known}
+        try:
+            return all(layer.get_config()[key] == value for key, value in trial.items())
+        except Exception:
+            return False
+    return False
+
+
+# What every layer holds, whatever its sizes.
+_BASE = frozenset(vars(keras.Layer())) | frozenset(["built", "_path", "name", "_parent_path"])
+
+
+def _assignments(
+    config: Mapping[str, Any], choices: Mapping[str, list[Any]]
+) -> Iterable[dict[str, Any]]:
+    keys = list(choices)
+    for values in itertools.product(*([config[key], *choices[key]] for key in keys)):
+        yield {key: value for key, value in zip(keys, values, strict=True) if value != config[key]}
+
+
+def _reachable(value: Any, steps: list[list[LayerChange]]) -> list[Any]:
+    """The sizes that a configured number, or list of numbers, may have become."""
+    if isinstance(value, (list, tuple)) and value and all(type(x) is int for x in value):
+        options = [[x, *_reachable(x, steps)] for x in value]
+        found = itertools.islice(itertools.product(*options), _MOST_TRIALS)
+        return [type(value)(one) for one in found if list(one) != list(value)]
+    if type(value) is not int:
+        return []
+    sizes = {value}
+    for layers in steps:
+        grown = {
+            (axis.remap.old_size, axis.remap.size)
+            for layer in layers
+            for change in layer.variables
+            for axis in change.axes
+            if axis is not None
+        }
+        grown |= {
+            (old, new)
+            for layer in layers
+            for _, old, new in layer.config
+            if type(old) is int and type(new) is int
+        }
+        sizes |= {new for old, new in grown if old in sizes}
+    return sorted(sizes - {value})
+
+
+def _inputs_of(call: Call) -> tuple[list[Any], dict[str, Any]]:
+    made: dict[int, Any] = {}
+
+    def symbol(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return made.setdefault(id(x), keras.KerasTensor(x.shape, dtype=x.dtype))
+
+    args, kwargs = keras.tree.map_structure(symbol, (list(call.args), dict(call.kwargs)))
+    return args, kwargs
+
+
+def _twin(layer: Any, config: dict[str, Any], inputs: tuple[list[Any], dict[str, Any]]) -> Any:
+    """A layer of the same class from another configuration, built; `None` if there is none."""
+    try:
+        twin = type(layer).from_config(config)
+        twin(*inputs[0], **inputs[1])
+    except Exception:
+        return None
+    return twin
+
+
+def _compare(planned: Graph, found: Graph) -> None:
+    """Compares the planned graph of each opened layer with what its code does now."""
+    pairs = itertools.zip_longest(planned.subgraphs(), found.subgraphs())
+    for one, other in pairs:
+        if one is None or other is None or one.model is not other.model:
+            raise _differs(planned, "other layers than before are called")
+        if not one.opened:
+            continue
+        if len(one.calls) != len(other.calls):
+            raise _differs(one, "its code takes other steps than before")
+        for call, again in zip(one.calls, other.calls, strict=True):
+            if type(call.operation) is not type(again.operation):
+                raise _differs(one, f"its code does {again.path} instead of {call.path}")
+            shapes = [[t.shape for t in c.outputs] for c in (call, again)]
+            if shapes[0] != shapes[1]:
+                raise _differs(
+                    one,
+                    f"{call.path} ({type(call.operation).__name__}) makes the shape {shapes[1]}, "
+                    f"and {shapes[0]} is what the growth needs",
+                )
+            if _numbers(call) != _numbers(again):
+                raise _differs(
+                    one,
+                    f"{call.path} ({type(call.operation).__name__}) uses a number that depends on "
+                    f"the sizes: {_numbers(call)} before, {_numbers(again)} now",
+                )
+
+
+def _numbers(call: Call) -> list[float]:
+    """The numbers that an operation computes with; sizes and axes show in the shapes."""
+    if isinstance(call.operation, keras.Layer):
+        return []
+    kind = type(call.operation).__module__
+    settings = [v for k, v in vars(call.operation).items() if not k.startswith("_")]
+    values = keras.tree.flatten((call.args, call.kwargs, settings))
+    numbers = [float(x) for x in values if isinstance(x, float)]
+    if type(call.operation).__name__ in _ARITHMETIC and kind.startswith("keras."):
+        numbers += [float(x) for x in values if type(x) is int]
+    return numbers
+
+
+_ARITHMETIC = frozenset(
+    ["Add", "Subtract", "Multiply", "Divide", "TrueDivide", "FloorDivide", "Mod", "Power"]
+)
+
+
+def _differs(graph: Graph, why: str) -> GrowthError:
+    kind = type(graph.model).__name__
+    return GrowthError(
+        explain(
+            f"The layer {graph.path or graph.model.name!r} ({kind}) can't have the new sizes",
+            why,
+            f"a {'model' if isinstance(graph.model, keras.Model) else 'layer'} whose own code was "
+            "looked into",
+            f"Take sizes from tensors or from sublayers in {kind}.call, or register a rule for it "
+            "with `keras_net2net.register_rule`",
+        )
+    )

@@ -1,0 +1,159 @@
+"""Attention: heads, key and value dimensions, and the stream that it reads and makes.
+
+Copies of a head compute the same, and the projection of the output shares what
+reads them. The units of keys and queries are summed over in the scores: there the
+queries hold the shares, and the factor `1 / sqrt(key_dim)` stays what it was by a
+factor in them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import layers
+
+from keras_net2net.inference import MAKES_UNITS, PASSES, RuleCall, Scaled, reads
+from keras_net2net.rules.registry import register_rule
+from keras_net2net.widths import EXPRESSIONS, Axes, Expression, product
+
+
+@register_rule(layers.MultiHeadAttention)
+def multi_head_attention(
+    call: RuleCall, query: Axes, value: Axes, key: Axes | None = None, *rest: Any, **kwargs: Any
+) -> Any:
+    """Makes heads, key and value dimensions, and the units of its output; reads its inputs."""
+    layer = call.layer
+    _fix_masks(call, rest, kwargs)
+    projected = call.apply(layer.query_dense, query)
+    keys = call.apply(layer.key_dense, value if key is None else key)
+    values = call.apply(layer.value_dense, value)
+    if projected is None or keys is None or values is None or len(query) != len(value):
+        return None
+    for other in (keys, values):
+        call.unify(projected[-2], other[-2], "has as many heads")
+    call.unify(projected[-1], keys[-1], "compares keys and queries")
+    attended = (*projected[:-1], values[-1])
+    if getattr(layer, "_use_gate", False):
+        gate = call.apply(layer._gate_dense, query)
+        if gate is None:
+            return None
+        for one, other in zip(attended[-2:], gate[-2:], strict=True):
+            call.unify(one, other, "multiplies by its gate")
+    output = call.apply(layer.output_dense, attended)
+    if output is None:
+        return None
+    call.share_part(layer.query_dense, projected[-1], Scaled(projected[-1], -0.5, "size"))
+    for name, expression in (
+        ("heads", projected[-2]),
+        ("key_dim", projected[-1]),
+        ("value_dim", values[-1]),
+    ):
+        call.expose(name, expression)
+        call.configure("_num_heads" if name == "heads" else f"_{name}", expression)
+    call.configure("_inverse_sqrt_key_dim", Scaled(projected[-1], 0.5, "size"))
+    if layer._output_shape is None:
+        call.unify(output[-1], query[-1], "makes as many units as it is queried with")
+    else:
+        made = len(layer._output_shape)
+        call.configure("_output_shape", tuple(output[-made:]))
+    call.treat(MAKES_UNITS)
+    if len(call.output_shapes) == 1:
+        return output
+    scores = (query[0], projected[-2], *query[1:-1], *value[1:-1])
+    return [output, scores]
+
+
+@register_rule(layers.GroupQueryAttention)
+def grouped_query_attention(
+    call: RuleCall, query: Axes, value: Axes, key: Axes | None = None, *rest: Any, **kwargs: Any
+) -> Any:
+    """Makes query heads for each of its key and value heads; reads its inputs."""
+    layer = call.layer
+    _fix_masks(call, rest, kwargs)
+    projected = call.apply(layer._query_dense, query)
+    keys = call.apply(layer._key_dense, value if key is None else key)
+    values = call.apply(layer._value_dense, value)
+    if projected is None or keys is None or values is None:
+        return None
+    call.unify(keys[-2], values[-2], "has as many heads")
+    repeats = call.new_units("num_repeats", call.setting("num_repeats"))
+    # Each key and value head serves so many query heads, which follow one another.
+    heads = product([values[-2], repeats])
+    call.unify(projected[-2], heads, "repeats its key and value heads")
+    call.unify(projected[-1], keys[-1], "compares keys and queries")
+    call.unify(projected[-1], values[-1], "has one dimension for keys and values")
+    attended = (*projected[:-2], heads, values[-1])
+    if getattr(layer, "use_gate", False):
+        gate = call.apply(layer._gate_dense, query)
+        if gate is None:
+            return None
+        for one, other in zip(attended[-2:], gate[-2:], strict=True):
+            call.unify(one, other, "multiplies by its gate")
+    output = call.apply(layer._output_dense, attended)
+    if output is None:
+        return None
+    call.share_part(layer._query_dense, projected[-1], Scaled(projected[-1], -0.5, "size"))
+    for name, expression in (
+        ("num_query_heads", heads),
+        ("num_key_value_heads", values[-2]),
+        ("head_dim", projected[-1]),
+    ):
+        call.expose(name, expression)
+        call.configure(name, expression)
+    call.configure("num_repeats", repeats)
+    call.configure("_inverse_sqrt_head_dim", Scaled(projected[-1], 0.5, "size"))
+    call.unify(output[-1], query[-1], "makes as many units as it is queried with")
+    call.configure("feature_dim", output[-1])
+    call.treat(MAKES_UNITS)
+    if len(call.output_shapes) == 1:
+        return output
+    return [output, (query[0], heads, query[1], value[1])]
+
+
+@register_rule(layers.Attention)
+def attention(call: RuleCall, inputs: list[Axes], mask: Any = None, **kwargs: Any) -> Any:
+    """Passes the units of the values; sums over those of queries and keys."""
+    layer = call.layer
+    query, value = inputs[0], inputs[1]
+    key = inputs[2] if len(inputs) > 2 else value
+    _fix_masks(call, (mask,), kwargs)
+    if layer.use_scale:
+        call.weight("scale")
+    call.unify(query[-1], key[-1], "compares keys and queries")
+    if layer.score_mode == "concat":
+        if layer.use_scale or hasattr(layer, "concat_score_weight"):
+            call.weight("concat_score_weight")
+        call.fix(query[-1], "sums over these units after a nonlinear function")
+    else:
+        call.share(query[-1], *((0, 2) if len(inputs) > 2 else (0,)))
+    call.treat(PASSES)
+    output = (*query[:-1], value[-1])
+    if len(call.output_shapes) == 1:
+        return output
+    return [output, (query[0], query[1], value[1])]
+
+
+@register_rule(layers.AdditiveAttention)
+def additive_attention(call: RuleCall, inputs: list[Axes], mask: Any = None, **kwargs: Any) -> Any:
+    """Passes the units of the values; a scale reads those of queries and keys."""
+    query, value = inputs[0], inputs[1]
+    key = inputs[2] if len(inputs) > 2 else value
+    _fix_masks(call, (mask,), kwargs)
+    call.unify(query[-1], key[-1], "compares keys and queries")
+    if call.layer.use_scale:
+        call.weight("scale", reads(query[-1]))
+    else:
+        call.fix(query[-1], "sums over these units after a nonlinear function")
+    call.treat(PASSES)
+    output = (*query[:-1], value[-1])
+    if len(call.output_shapes) == 1:
+        return output
+    return [output, (query[0], query[1], value[1])]
+
+
+def _fix_masks(call: RuleCall, rest: Any, kwargs: dict[str, Any]) -> None:
+    for mask in (*rest, *kwargs.values()):
+        for x in mask if isinstance(mask, list) else [mask]:
+            if isinstance(x, tuple) and all(isinstance(axis, EXPRESSIONS) for axis in x):
+                fixed: list[Expression] = list(x)
+                call.fix(fixed, "masks with this axis")

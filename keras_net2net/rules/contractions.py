@@ -1,0 +1,175 @@
+"""Sums over an axis that two tensors share: `matmul`, `einsum`, and their like.
+
+One of the two is mostly a weight, which then reads the units. Where both are
+computed, as in the scores of an attention, what makes one of them holds the shares
+of copies, if it can.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_net2net.inference import KEEPS_ZERO, MAKES_UNITS, RuleCall
+from keras_net2net.rules.kinds import broadcast
+from keras_net2net.rules.registry import register_rule
+from keras_net2net.weights import MAKES, READS
+from keras_net2net.widths import EXPRESSIONS, Axes, Expression, Fixed, resolve
+
+
+def axes_of(value: Any) -> Axes:
+    """The axes of an argument: a tensor's, or those of a constant."""
+    if isinstance(value, tuple) and all(isinstance(x, EXPRESSIONS) for x in value):
+        return value
+    shape = value.shape if hasattr(value, "shape") else np.shape(value)
+    return tuple(Fixed(int(size)) for size in shape)
+
+
+def contract(call: RuleCall, pairs: list[tuple[Expression, Expression]], tensors: int) -> None:
+    """Ties axes that are summed over, and finds who reads them.
+
+    Args:
+        call: The call.
+        pairs: The axes of the first and of the second tensor that are summed over.
+        tensors: The number of tensors among the arguments.
+    """
+    for first, second in pairs:
+        call.unify(first, second, "sums over this axis of two tensors")
+        if isinstance(resolve(first), Fixed) or call.role(second, READS):
+            continue
+        if not call.role(first, READS):
+            call.share(first, *range(tensors))
+
+
+def _finish(call: RuleCall, first: Axes, second: Axes, kept: list[list[Expression]]) -> None:
+    """Says what the units of the outputs are, where a variable makes them."""
+    made = [call.role(axis, MAKES) for axes in kept for axis in axes]
+    variable = any(made)
+    call.treat(MAKES_UNITS if variable else KEEPS_ZERO)
+
+
+def _count(*values: Any) -> int:
+    return sum(isinstance(v, tuple) and all(isinstance(x, EXPRESSIONS) for x in v) for v in values)
+
+
+@register_rule(ops.matmul)
+def matmul(call: RuleCall, x1: Any, x2: Any) -> Axes:
+    """Sums over the last axis of one, the last but one of the other; passes the others."""
+    a, b = axes_of(x1), axes_of(x2)
+    row = len(b) == 1
+    contract(call, [(a[-1], b[0] if row else b[-2])], _count(x1, x2))
+    left: Axes = () if len(a) == 1 else (a[-2],)
+    right: Axes = () if row else (b[-1],)
+    batches = [batch for batch in (a[:-2], b[:-2]) if batch]
+    batch = broadcast(call, batches) if batches else ()
+    _finish(call, a, b, [list(left), list(right)])
+    return (*batch, *left, *right)
+
+
+@register_rule(ops.dot)
+def dot(call: RuleCall, x1: Any, x2: Any) -> Axes | None:
+    """Sums over the last axis of one, the last but one of the other; passes the others."""
+    a, b = axes_of(x1), axes_of(x2)
+    if not a or not b:
+        return a or b
+    row = len(b) == 1
+    contract(call, [(a[-1], b[0] if row else b[-2])], _count(x1, x2))
+    right = () if row else (*b[:-2], b[-1])
+    _finish(call, a, b, [list(a[:-1]), list(right)])
+    return (*a[:-1], *right)
+
+
+@register_rule(ops.inner)
+def inner(call: RuleCall, x1: Any, x2: Any) -> Axes:
+    """Sums over the last axes; passes the others."""
+    a, b = axes_of(x1), axes_of(x2)
+    contract(call, [(a[-1], b[-1])], _count(x1, x2))
+    _finish(call, a, b, [list(a[:-1]), list(b[:-1])])
+    return (*a[:-1], *b[:-1])
+
+
+@register_rule(ops.tensordot)
+def tensordot(call: RuleCall, x1: Any, x2: Any) -> Axes:
+    """Sums over the axes that are named; passes the others."""
+    a, b = axes_of(x1), axes_of(x2)
+    axes = call.layer.axes
+    if isinstance(axes, int):
+        first, second = list(range(len(a) - axes, len(a))), list(range(axes))
+    else:
+        first, second = ([at] if isinstance(at, int) else list(at) for at in axes)
+    first, second = [at % len(a) for at in first], [at % len(b) for at in second]
+    contract(call, [(a[i], b[j]) for i, j in zip(first, second, strict=True)], _count(x1, x2))
+    left = [axis for i, axis in enumerate(a) if i not in first]
+    right = [axis for j, axis in enumerate(b) if j not in second]
+    _finish(call, a, b, [left, right])
+    return (*left, *right)
+
+
+@register_rule(ops.einsum)
+def einsum(call: RuleCall, *operands: Any) -> Axes | None:
+    """Ties axes of the same letter, sums over those that the output lacks."""
+    if len(operands) not in (1, 2):
+        return None
+    axes = [axes_of(operand) for operand in operands]
+    terms = parse_einsum(call.layer.subscripts, [len(x) for x in axes])
+    if terms is None:
+        return None
+    inputs, output = terms
+    if any(len(set(term)) != len(term) for term in (*inputs, output)):
+        return None  # a diagonal
+    if len(axes) == 1:
+        call.fix(
+            [a for a, letter in zip(axes[0], inputs[0], strict=True) if letter not in output],
+            "sums over this axis",
+        )
+        known = dict(zip(inputs[0], axes[0], strict=True))
+        return tuple(known[letter] for letter in output)
+    first, second = (dict(zip(t, x, strict=True)) for t, x in zip(inputs, axes, strict=True))
+    summed = [letter for letter in first if letter in second and letter not in output]
+    contract(call, [(first[x], second[x]) for x in summed], _count(*operands))
+    for one, other in ((first, second), (second, first)):
+        alone = [axis for x, axis in one.items() if x not in other and x not in output]
+        call.fix(alone, "sums over this axis")
+    both = [letter for letter in output if letter in first and letter in second]
+    tied = {x: broadcast(call, [(first[x],), (second[x],)])[0] for x in both}
+    _finish(
+        call,
+        axes[0],
+        axes[1],
+        [[a for x, a in one.items() if x in output and x not in tied] for one in (first, second)],
+    )
+    known = {**first, **second, **tied}
+    return tuple(known[letter] for letter in output)
+
+
+def parse_einsum(equation: str, ranks: list[int]) -> tuple[list[list[str]], list[str]] | None:
+    """The letters of each operand and of the output; an ellipsis becomes numbers.
+
+    Args:
+        equation: The equation, with or without an output.
+        ranks: The ranks of the operands.
+
+    Returns:
+        The letters, one for each axis, or `None` for an equation that doesn't fit.
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != len(ranks):
+        return None
+    inputs = []
+    for term, rank in zip(terms, ranks, strict=True):
+        before, dots, after = term.partition("...")
+        extra = rank - len(before) - len(after)
+        if extra < 0 or (extra and not dots):
+            return None
+        inputs.append([*before, *(str(i) for i in range(-extra, 0)), *after])
+    if not arrow:
+        letters = "".join(terms).replace(".", "")
+        right = "..." if "..." in left else ""
+        right += "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
+    before, dots, after = right.partition("...")
+    most = max((term for term in inputs), key=lambda t: sum(x[0] == "-" for x in t))
+    numbers = [x for x in most if x[0] == "-"] if dots else []
+    return inputs, [*before, *numbers, *after]

@@ -1,0 +1,199 @@
+"""Recurrent layers and the wrappers around layers.
+
+A cell makes its units gate by gate, so that the last axis of its kernels is the
+product of the gates and the units; its recurrent kernel reads the same units.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import layers
+
+from keras_net2net.inference import RuleCall, follows, makes, reads
+from keras_net2net.rules.activations import activate
+from keras_net2net.rules.kinds import broadcast, channel_axis
+from keras_net2net.rules.registry import register_rule
+from keras_net2net.widths import EXPRESSIONS, Axes, Expression, Fixed, concat, product
+
+States = list[Any]
+
+
+def _cell(call: RuleCall, x: Axes, gates: int, size: Any) -> Expression | None:
+    """The weights of a cell that has its gates one after the other."""
+    layer = call.layer
+    units = call.units("units")
+    all_gates = product([Fixed(gates), units])
+    call.configure("state_size", size(units))
+    call.configure("output_size", units)
+    call.weight("kernel", reads(x[-1]), makes(all_gates))
+    call.weight("recurrent_kernel", reads(units), makes(all_gates))
+    if layer.use_bias and getattr(layer, "reset_after", False):
+        call.weight("bias", 2, makes(all_gates))
+    elif layer.use_bias:
+        call.weight("bias", makes(all_gates))
+    state = (x[0], units)
+    for function in (layer.activation, getattr(layer, "recurrent_activation", None)):
+        if function is not None and activate(call, state, function) is None:
+            return None
+    call.treat(None)
+    return units
+
+
+@register_rule(layers.SimpleRNNCell)
+def simple_cell(call: RuleCall, x: Axes, states: Any, **kwargs: Any) -> Any:
+    """Makes `units`; reads its input and its own units."""
+    units = _cell(call, x, 1, lambda u: u)
+    return None if units is None else [(x[0], units), [(x[0], units)]]
+
+
+@register_rule(layers.GRUCell)
+def gru_cell(call: RuleCall, x: Axes, states: Any, **kwargs: Any) -> Any:
+    """Makes `units`, in three gates; reads its input and its own units."""
+    units = _cell(call, x, 3, lambda u: u)
+    return None if units is None else [(x[0], units), [(x[0], units)]]
+
+
+@register_rule(layers.LSTMCell)
+def lstm_cell(call: RuleCall, x: Axes, states: Any, **kwargs: Any) -> Any:
+    """Makes `units`, in four gates; reads its input and its own units."""
+    units = _cell(call, x, 4, lambda u: [u, u])
+    return None if units is None else [(x[0], units), [(x[0], units)] * 2]
+
+
+@register_rule(layers.StackedRNNCells)
+def stacked_cells(call: RuleCall, x: Axes, states: Any, **kwargs: Any) -> Any:
+    """Each cell makes its units and reads those of the cell before it."""
+    found = []
+    for cell in call.layer.cells:
+        result = call.apply(cell, x, None)
+        if result is None:
+            return None
+        x, state = result
+        found.append(state if len(state) > 1 else state[0])
+    return [x, found]
+
+
+@register_rule(layers.RNN, layers.SimpleRNN, layers.GRU, layers.LSTM)
+def recurrent(
+    call: RuleCall, sequence: Axes, initial_state: Any = None, mask: Any = None, **kwargs: Any
+) -> Any:
+    """The units of its cell, at each step or at the last."""
+    layer = call.layer
+    result = call.apply(layer.cell, (sequence[0], *sequence[2:]), None)
+    if result is None:
+        return None
+    output, states = result
+    sizes = [_sizes(state) for state in states]
+    old = call.setting("state_size")
+    if len(old) == len(sizes):
+        call.configure("state_size", sizes)
+    return _recurrent(call, sequence, output, states, initial_state)
+
+
+def _sizes(state: Any) -> Any:
+    return [_sizes(one) for one in state] if isinstance(state, list) else state[-1]
+
+
+def _recurrent(call: RuleCall, sequence: Axes, output: Axes, states: States, initial: Any) -> Any:
+    """The outputs of a recurrent layer, and the states that it keeps or is given."""
+    layer = call.layer
+    for key in ("units", "filters"):
+        if hasattr(layer, key):
+            call.expose(key, output[channel_axis(call, len(output))])
+    flat = [axes for state in states for axes in _flat(state)]
+    if layer.stateful and layer.states is not None:
+        for i, axes in enumerate(flat):
+            call.weight(f"state_{i}", *(follows(axis) for axis in axes))
+    given = [axes for state in initial or [] for axes in _flat(state)]
+    for mine, other in zip(flat, given, strict=False):
+        broadcast(call, [mine, other])
+    made = (output[0], sequence[1], *output[1:]) if layer.return_sequences else output
+    return [made, *flat] if layer.return_state else made
+
+
+def _flat(state: Any) -> list[Axes]:
+    if isinstance(state, tuple) and all(isinstance(x, EXPRESSIONS) for x in state):
+        return [state]
+    return [axes for one in state or [] for axes in _flat(one)]
+
+
+@register_rule(layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D)
+def conv_lstm(
+    call: RuleCall, sequence: Axes, initial_state: Any = None, mask: Any = None, **kwargs: Any
+) -> Any:
+    """Makes `filters`, in four gates; reads channels and its own filters."""
+    layer = call.layer
+    cell = layer.cell
+    state = call.apply(cell, (sequence[0], *sequence[2:]), None)
+    if state is None:
+        return None
+    shape = call.output_shapes[0]
+    space = shape[2:] if layer.return_sequences else shape[1:]
+    at = channel_axis(call, len(space) + 1) - 1
+    axes: list[Expression] = [Fixed(size, call.obstacle("determines this size")) for size in space]
+    axes[at] = state
+    output = (sequence[0], *axes)
+    return _recurrent(call, sequence, output, [output, output], initial_state)
+
+
+def conv_lstm_cell(call: RuleCall, x: Axes, states: Any) -> Any:
+    """Makes `filters`, in four gates; reads channels and its own filters."""
+    layer = call.layer
+    channels = x[channel_axis(call, len(x))]
+    at = channel_axis(call, len(x))
+    call.fix([e for i, e in enumerate(x) if i not in (0, at)], "slides a kernel along this axis")
+    units = call.units("filters")
+    gates = product([Fixed(4), units])
+    call.weight("kernel", *layer.kernel_size, reads(channels), makes(gates))
+    call.weight("recurrent_kernel", *layer.kernel_size, reads(units), makes(gates))
+    if layer.use_bias:
+        call.weight("bias", makes(gates))
+    for function in (layer.activation, layer.recurrent_activation):
+        # A function over the last axis would see the channels, or space.
+        if activate(call, (units,), function) is None:
+            return None
+    call.treat(None)
+    return units
+
+
+register_rule(type(layers.ConvLSTM1D(1, 1).cell))(conv_lstm_cell)
+
+
+@register_rule(layers.Bidirectional)
+def bidirectional(
+    call: RuleCall, sequence: Axes, initial_state: Any = None, mask: Any = None, **kwargs: Any
+) -> Any:
+    """The units of the layers of both directions, joined or merged."""
+    layer = call.layer
+    states = list(initial_state or [])
+    half = len(states) // 2
+    results = []
+    for inner, given in (
+        (layer.forward_layer, states[:half]),
+        (layer.backward_layer, states[half:]),
+    ):
+        result = call.apply(inner, sequence, given or None)
+        if result is None:
+            return None
+        results.append(result if isinstance(result, list) else [result])
+    (forward, *kept), (backward, *more) = results
+    if layer.merge_mode == "concat":
+        merged = [(*forward[:-1], concat([forward[-1], backward[-1]]))]
+    elif layer.merge_mode is None:
+        merged = [forward, backward]
+    else:
+        merged = [broadcast(call, [forward, backward])]
+    if len({len(forward), len(backward)}) > 1:
+        return None
+    outputs = [*merged, *kept, *more]
+    return outputs if len(outputs) > 1 else outputs[0]
+
+
+@register_rule(layers.TimeDistributed)
+def time_distributed(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
+    """What its layer does, at each step."""
+    output = call.apply(call.layer.layer, (x[0], *x[2:]))
+    if not isinstance(output, tuple):
+        return None
+    return (output[0], x[1], *output[1:])

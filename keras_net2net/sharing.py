@@ -1,0 +1,149 @@
+"""Who holds the shares of copies, where no weight reads the units.
+
+Copies are summed where units are contracted. Mostly a weight reads them there,
+and is shared among them. But the scores of an attention sum over the units of two
+tensors, and a tied table both makes units and reads them. Then what *makes* the
+units of one of the two can hold the shares, if nothing else sees these units, and
+all between there and the sum is linear.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from keras_net2net.graph import Call, Tensor
+from keras_net2net.weights import FOLLOWS, MAKES, READS
+from keras_net2net.widths import Expression, Obstacle, fix, resolve, widths_of
+
+if TYPE_CHECKING:
+    from keras_net2net.inference import Facts, Inference
+
+Place = tuple["Facts", str, int]  # an axis of a weight
+
+
+def share_demands(inference: Inference) -> None:
+    """Finds, for each sum over units that no weight reads, what can hold the shares.
+
+    Args:
+        inference: The inference; roles of weights change, or widths become fixed.
+    """
+    paths = _Paths(inference)
+    for call, facts, expression, tensors in inference.demands:
+        wanted = resolve(expression)
+        if not any(True for _ in widths_of(wanted)):
+            continue
+        for position in tensors:
+            places = paths.makers(call.inputs[position], wanted, call)
+            if places is not None:
+                _share(places)
+                break
+        else:
+            kind = type(facts.operation).__name__
+            why = f"({kind}) sums over these units, and nothing before it can hold each copy's part"
+            fix(wanted, Obstacle(facts.path, why))
+
+
+def _share(places: Iterable[Place]) -> None:
+    for facts, name, at in places:
+        axes = list(facts.weights[name])
+        axes[at] = dataclasses.replace(axes[at], role=READS)
+        facts.weights[name] = tuple(axes)
+
+
+class _Paths:
+    """Ways back from a tensor to the weights that make its units."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+        self._made: dict[int, Call] = {}
+        self._read: dict[int, list[Call]] = {}
+        self._entered: dict[int, tuple[Tensor, Call]] = {}
+        self._outputs: set[int] = set()
+        self._parts: dict[str, list[Facts]] = {}
+        for graph, call in inference.graph.all_calls():
+            for tensor in call.outputs:
+                self._made[id(tensor)] = call
+            for tensor in call.inputs:
+                self._read.setdefault(id(tensor), []).append(call)
+            if call.inner is not None and call.inner.opened and call.inner.training is None:
+                for inside, outside in zip(call.inner.flat_inputs, call.inner.sources, strict=True):
+                    self._entered[id(inside)] = (outside, call)
+            if graph.training is not None:
+                self._outputs.update(id(tensor) for tensor in graph.flat_inputs)
+        for graph in inference.graph.subgraphs():
+            if not graph.opened or graph is inference.graph:
+                self._outputs.update(map(id, graph.flat_outputs))
+        for facts in inference.facts.values():
+            if facts.part_of is not None:
+                self._parts.setdefault(facts.part_of, []).append(facts)
+
+    def makers(self, tensor: Tensor, wanted: Expression, reader: Call) -> list[Place] | None:
+        """The axes of weights that make the units of a tensor, if they may hold shares.
+
+        Args:
+            tensor: The tensor.
+            wanted: Its units.
+            reader: The only call that may read it.
+
+        Returns:
+            The axes, or `None`.
+        """
+        if self._read.get(id(tensor), []) != [reader] or id(tensor) in self._outputs:
+            return None
+        if id(tensor) in self._entered:
+            outside, call = self._entered[id(tensor)]
+            return self.makers(outside, wanted, call)
+        maker = self._made.get(id(tensor))
+        if maker is None:
+            return None
+        if maker.inner is None:
+            return self._of_call(maker, wanted)
+        if not maker.inner.opened or maker.inner.training is not None:
+            return None
+        inside = maker.inner.flat_outputs[maker.outputs.index(tensor)]
+        if self._read.get(id(inside)):
+            return None
+        self._read[id(inside)] = [maker]
+        found = self.makers(inside, wanted, maker)
+        del self._read[id(inside)]
+        return found
+
+    def _of_call(self, call: Call, wanted: Expression) -> list[Place] | None:
+        from keras_net2net.inference import MAKES_UNITS, NORMALIZES, PASSES, RESCALES
+
+        treatment = self._inference.treatments.get(id(call))
+        facts = self._inference.facts[id(call.operation)]
+        if treatment == PASSES:
+            places: list[Place] = []
+            for tensor in call.inputs:
+                if not self._holds(tensor, wanted):
+                    continue
+                found = self.makers(tensor, wanted, call)
+                if found is None:
+                    return None
+                places += found
+            return places or None
+        if treatment not in (MAKES_UNITS, NORMALIZES, RESCALES) or facts.calls != 1:
+            return None
+        if treatment == NORMALIZES and "gamma" not in facts.weights:
+            return None
+        return self._of_weights([facts, *self._parts.get(facts.path, [])], wanted)
+
+    def _holds(self, tensor: Tensor, wanted: Expression) -> bool:
+        widths = set(map(id, widths_of(wanted)))
+        return any(
+            id(width) in widths for axis in self._inference.of(tensor) for width in widths_of(axis)
+        )
+
+    def _of_weights(self, all_facts: list[Facts], wanted: Expression) -> list[Place] | None:
+        places: list[Place] = []
+        for facts in all_facts:
+            for name, axes in facts.weights.items():
+                if self._inference.is_tensor(facts, name):
+                    return None
+                for at, axis in enumerate(axes):
+                    if axis.role in (MAKES, FOLLOWS) and resolve(axis.expression) == wanted:
+                        places.append((facts, name, at))
+        return places or None
