@@ -255,7 +255,13 @@ class RuleCall:
 
     def expose(self, key: str, expression: Expression) -> None:
         """Says that the layer counts these units, which a layer inside it makes."""
-        self._facts.units.setdefault(key, expression)
+        if key in self._facts.units:
+            return
+        width = resolve(expression)
+        path = self._facts.part_of or self._facts.path
+        if isinstance(width, Width) and width.name.startswith(path):
+            width.name = f"{path}:{key}" if self._facts.units else path
+        self._facts.units[key] = expression
 
     def new_units(self, name: str, size: int) -> Expression:
         """Units that follow from the layer's settings, under a name of their own."""

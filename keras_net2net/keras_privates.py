@@ -97,7 +97,8 @@ def unrecorded(layer: Any) -> Iterator[None]:
             one._outbound_nodes[:] = outbound
 
 
-def _all_layers(layer: Any) -> list[Any]:
+def all_layers(layer: Any) -> list[Any]:
+    """A layer, and all layers in it."""
     return list(layer._flatten_layers(include_self=True, recursive=True))
 
 

@@ -93,13 +93,11 @@ def _update(
         twin = _twin(layer, {**config, **trial}, twin_inputs)
         if twin is None or [tuple(v.shape) for v in twin.weights] != shapes:
             continue
-        transaction.remember(layer)
-        for key, value in vars(twin).items():
-            if key in _BASE or not isinstance(value, _PLAIN):
-                continue
-            old = vars(layer).get(key)
-            if type(old) is type(value) and old != value:
-                setattr(layer, key, value)
+        for mine, other in zip(privates.all_layers(layer), privates.all_layers(twin), strict=False):
+            if type(mine) is not type(other):
+                break
+            transaction.remember(mine)
+            _take_over(mine, other)
         recorded = privates.recorded_arguments(layer)
         if recorded is not None:
             transaction.remember(recorded)
@@ -110,6 +108,16 @@ def _update(
         except Exception:
             return False
     return False
+
+
+def _take_over(layer: Any, twin: Any) -> None:
+    """Gives a layer the plain attributes of its twin: what a constructor derives from sizes."""
+    for key, value in vars(twin).items():
+        if key in _BASE or not isinstance(value, _PLAIN):
+            continue
+        old = vars(layer).get(key)
+        if type(old) is type(value) and old != value:
+            setattr(layer, key, value)
 
 
 # What every layer holds, whatever its sizes.

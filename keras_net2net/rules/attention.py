@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 from keras import layers
 
 from keras_net2net.inference import MAKES_UNITS, PASSES, RuleCall, Scaled, reads
@@ -32,6 +33,9 @@ def multi_head_attention(
     for other in (keys, values):
         call.unify(projected[-2], other[-2], "has as many heads")
     call.unify(projected[-1], keys[-1], "compares keys and queries")
+    if keras.backend.backend() == "jax" and projected[-1].size == values[-1].size:
+        # Its attention computes with one size for both, whatever the layer could do.
+        call.unify(projected[-1], values[-1], "has keys and values of one size on JAX")
     attended = (*projected[:-1], values[-1])
     if getattr(layer, "_use_gate", False):
         gate = call.apply(layer._gate_dense, query)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
-from keras_net2net.inference import KEEPS_ZERO, MAKES_UNITS, RuleCall
+from keras_net2net.inference import KEEPS_ZERO, MAKES_UNITS, PASSES, RuleCall
 from keras_net2net.rules.kinds import broadcast
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.weights import MAKES, READS
-from keras_net2net.widths import EXPRESSIONS, Axes, Expression, Fixed, resolve
+from keras_net2net.widths import EXPRESSIONS, Axes, Expression, Fixed, product, resolve
 
 
 def axes_of(value: Any) -> Axes:
@@ -173,3 +174,103 @@ def parse_einsum(equation: str, ranks: list[int]) -> tuple[list[list[str]], list
     most = max((term for term in inputs), key=lambda t: sum(x[0] == "-" for x in t))
     numbers = [x for x in most if x[0] == "-"] if dots else []
     return inputs, [*before, *numbers, *after]
+
+
+def _channels(call: RuleCall, rank: int) -> int:
+    form = call.layer.data_format or keras.config.image_data_format()
+    return 1 if form == "channels_first" else rank - 1
+
+
+def _slide(call: RuleCall, x: Axes, channels: Expression) -> Axes:
+    """The axes of what a convolution makes, with its channels."""
+    at = _channels(call, len(x))
+    call.fix([e for i, e in enumerate(x) if i not in (0, at)], "slides a kernel along this axis")
+    axes: list[Expression] = [Fixed(size) for size in call.output_shapes[0]]
+    axes[0], axes[at] = x[0], channels
+    return tuple(axes)
+
+
+def _read(call: RuleCall, channels: Expression, axis: Expression, tensors: int) -> None:
+    """Lets an axis of a kernel read channels; a group of them is fixed."""
+    if channels.size != axis.size:
+        call.fix([channels, axis], "reads its channels in groups")
+        return
+    contract(call, [(channels, axis)], tensors)
+
+
+@register_rule(ops.conv)
+def conv(call: RuleCall, x: Any, kernel: Any) -> Axes:
+    """Reads channels with one axis of the kernel, and makes those of another."""
+    a, k = axes_of(x), axes_of(kernel)
+    _read(call, a[_channels(call, len(a))], k[-2], _count(x, kernel))
+    if a[_channels(call, len(a))].size != k[-2].size:
+        call.fix(k[-1], "makes its channels in groups")
+    call.treat(MAKES_UNITS if call.role(k[-1], MAKES) else KEEPS_ZERO)
+    return _slide(call, a, k[-1])
+
+
+@register_rule(ops.conv_transpose)
+def conv_transpose(call: RuleCall, x: Any, kernel: Any) -> Axes:
+    """Reads channels with one axis of the kernel, and makes those of another."""
+    a, k = axes_of(x), axes_of(kernel)
+    _read(call, a[_channels(call, len(a))], k[-1], _count(x, kernel))
+    call.treat(MAKES_UNITS if call.role(k[-2], MAKES) else KEEPS_ZERO)
+    return _slide(call, a, k[-2])
+
+
+@register_rule(ops.depthwise_conv)
+def depthwise_conv(call: RuleCall, x: Any, kernel: Any) -> Axes:
+    """Channels follow, each with its own kernels."""
+    a, k = axes_of(x), axes_of(kernel)
+    channels = a[_channels(call, len(a))]
+    call.unify(channels, k[-2], "has kernels for each channel")
+    call.fix(k[-1], "makes as many channels of each")
+    return _slide(call, a, product([channels, Fixed(k[-1].size)]))
+
+
+@register_rule(ops.separable_conv)
+def separable_conv(call: RuleCall, x: Any, depthwise: Any, pointwise: Any) -> Axes:
+    """Makes the channels of its pointwise kernel, which reads those of the depthwise one."""
+    a, d, p = axes_of(x), axes_of(depthwise), axes_of(pointwise)
+    channels = a[_channels(call, len(a))]
+    call.unify(channels, d[-2], "has kernels for each channel")
+    call.fix(d[-1], "makes as many channels of each")
+    _read(call, product([channels, Fixed(d[-1].size)]), p[-2], 0)
+    call.treat(MAKES_UNITS if call.role(p[-1], MAKES) else KEEPS_ZERO)
+    return _slide(call, a, p[-1])
+
+
+@register_rule(ops.batch_normalization)
+def batch_normalization(call: RuleCall, x: Any, *vectors: Any, **kwargs: Any) -> Axes:
+    """Units follow with what normalizes them."""
+    a = axes_of(x)
+    for vector in (*vectors, *kwargs.values()):
+        if vector is not None:
+            call.unify(a[call.layer.axis], axes_of(vector)[0], "normalizes with one number a unit")
+    return a
+
+
+@register_rule(ops.dot_product_attention)
+def dot_product_attention(
+    call: RuleCall, query: Any, key: Any, value: Any, *rest: Any, scale: Any = None, **kwargs: Any
+) -> Axes:
+    """Ties heads; sums over the units of queries and keys; passes those of the values."""
+    q, k, v = axes_of(query), axes_of(key), axes_of(value)
+    scale = rest[2] if len(rest) > 2 else scale
+    masks = [x for x in (*rest[:2], kwargs.get("bias"), kwargs.get("mask")) if x is not None]
+    for mask in masks:
+        call.fix(list(axes_of(mask)), "masks with this axis")
+    call.unify(k[-2], v[-2], "has as many heads")
+    if q[-2].size == k[-2].size:
+        call.unify(q[-2], k[-2], "has as many heads")
+    else:
+        call.fix([q[-2], k[-2]], "repeats its key and value heads")
+    call.unify(q[-1], k[-1], "compares keys and queries")
+    if keras.backend.backend() == "jax":
+        call.unify(k[-1], v[-1], "has keys and values of one size on JAX")
+    if scale is None:
+        call.fix(q[-1], "scales its scores by the number of these units")
+    else:
+        call.share(q[-1], 0, 1)
+    call.treat(PASSES)
+    return (*q[:-1], v[-1])
