@@ -76,7 +76,7 @@ REFUSED = {
     "an array": (lambda x, y: x + y + CONSTANT, "fixed"),
     "an array as a limit": (lambda x, y: ops.clip(x + y, -(CONSTANT**2), 1.0), "fixed"),
     "cumsum over units": (lambda x, y: ops.cumsum(x + y, axis=-1), "adds or multiplies up"),
-    "a slice of units": (lambda x, y: (x + y)[..., :2], "cuts this axis at a place that stays"),
+    "every second unit": (lambda x, y: (x + y)[..., ::2], "picks places along this axis"),
     "matmul": (lambda x, y: ops.matmul(x, ops.transpose(y, (0, 2, 1))), "sums over these units"),
 }
 

@@ -12,6 +12,7 @@ from keras_net2net.rules.registry import Refusal, rules
 from tests.helpers import (
     BACKEND,
     KINDS,
+    array,
     assert_native,
     assert_same,
     assert_untouched,
@@ -430,6 +431,72 @@ def check_together(model, path=None):
 def test_the_function_stays(group, tmp_path):
     shape, examples = GROUPS[group]
     check_together(together(shape, examples), None if examples is NOT_SAVED else tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept", "grown"),
+    [
+        (lambda x: x[..., :1], 1, [0, 1, 2, 3]),
+        (lambda x: x[..., 1:], 1, [0, 1, 2, 3]),
+        (lambda x: x[..., -1:], 1, [0, 1, 2, 3]),
+        (lambda x: x[..., :-3], 3, [0, 1, 2, 3]),
+        (lambda x: x[..., 1:-1], 2, [0, 1, 2, 3]),
+    ],
+    ids=["a stop", "a start", "a start from the end", "a stop from the end", "both"],
+)
+def test_a_slice_stays_where_it_is_and_what_it_counts_stays_fixed(cut, kept, grown):
+    inputs = keras.Input(LINE)
+    x = layers.Dense(4, activation="tanh", name="before")(inputs)
+    merged = [layers.Dense(2, name=f"after_{i}")(y) for i, y in enumerate((cut(x), x))]
+    model = randomize(keras.Model(inputs, merged))
+    data = data_for(model)
+    before, kernel = both_modes(model, data), array(model.get_layer("before").kernel)
+    n2n.grow(model, n2n.Wider("before", units=9), seed=0, verify=False)
+    assert_same(both_modes(model, data), before)
+    assert_native(model)
+    # The units that are counted are where they were, each once.
+    new = array(model.get_layer("before").kernel)
+    columns = [[(new[:, i] == kernel[:, j]).all() for i in range(9)].count(True) for j in grown]
+    assert sum(count == 1 for count in columns) >= kept
+    assert sum(columns) == 9
+
+
+def test_split_parts_grow_apart_and_the_places_follow():
+    inputs = keras.Input(LINE)
+    x = layers.Dense(3, activation="tanh", name="left")(inputs)
+    y = layers.Dense(5, activation="tanh", name="right")(inputs)
+    parts = ops.split(ops.concatenate([x, y], axis=-1), [3], axis=-1)
+    model = randomize(
+        keras.Model(inputs, [layers.Dense(2, name=f"after_{i}")(p) for i, p in enumerate(parts)])
+    )
+    data = data_for(model)
+    before = both_modes(model, data)
+    n2n.grow(model, n2n.Wider({"left": 4, "right": 9}), seed=0)
+    assert_same(both_modes(model, data), before)
+    (split,) = [op for op in model.operations if type(op).__name__ == "Split"]
+    assert split.indices_or_sections == (4,)
+    assert split.get_config()["indices_or_sections"] == (4,)
+    assert [tuple(part.shape) for part in split.output] == [(None, 3, 4), (None, 3, 9)]
+
+
+def test_a_growth_that_fails_leaves_the_settings_of_operations_as_they_were(monkeypatch):
+    inputs = keras.Input(LINE)
+    x = ops.reshape(layers.Dense(4, name="before")(inputs), (-1, 12))
+    model = randomize(keras.Model(inputs, layers.Dense(2, name="after")(x)))
+    weights = snapshot(model)
+    (reshape,) = [op for op in model.operations if type(op).__name__ == "Reshape"]
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("as if the machine had failed")
+
+    monkeypatch.setattr("keras_net2net.apply.relabel", fail)
+    with pytest.raises(RuntimeError, match="as if"):
+        n2n.grow(model, n2n.Wider("before", units=6))
+    assert reshape.newshape == reshape.get_config()["newshape"] == (-1, 12)
+    assert_untouched(model, weights)
+    monkeypatch.undo()
+    n2n.grow(model, n2n.Wider("before", units=6))
+    assert reshape.newshape == reshape.get_config()["newshape"] == (-1, 18)
 
 
 def square(x):

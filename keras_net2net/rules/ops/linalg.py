@@ -9,7 +9,7 @@ from keras_net2net.rules.ops.numpy import named
 from keras_net2net.rules.registry import refuse
 
 refuse(
-    "works on a whole matrix, which copies would make singular",
+    "works on a whole matrix, of which units are rows or columns",
     *named(
         "cholesky",
         "cholesky_inverse",

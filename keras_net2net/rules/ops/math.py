@@ -14,11 +14,11 @@ from keras_net2net.widths import Axes, Fixed
 
 FREQUENCIES = "transforms this axis into frequencies, or back"
 
-register_rule(ops.top_k)(along_last(1, "picks the largest values along"))
-register_rule(ops.extract_sequences)(along_last(1, "cuts sequences from"))
+register_rule(ops.top_k)(along_last(1, "picks the largest values along this axis"))
+register_rule(ops.extract_sequences)(along_last(1, "cuts sequences from this axis"))
 register_rule(*named("fft", "rfft", "irfft", "stft"))(along_last(1, FREQUENCIES))
 register_rule(*named("fft2", "ifft2", "istft"))(along_last(2, FREQUENCIES))
-register_rule(*named("view_as_complex"))(along_last(1, "makes one complex number of"))
+register_rule(*named("view_as_complex"))(along_last(1, "makes one complex number of this axis"))
 
 
 @register_rule(*named("view_as_real"))

@@ -231,7 +231,7 @@ register_rule(*named("cumsum", "cumprod", "nancumsum", "nancumprod"))(
 )
 register_rule(ops.diff)(along("takes differences along this axis"))
 register_rule(*named("sort", "argsort", "argpartition"))(along("sorts along this axis"))
-register_rule(ops.tril, ops.triu)(along_last(2, "zeroes a triangle of"))
+register_rule(ops.tril, ops.triu)(along_last(2, "zeroes a triangle of these axes"))
 
 
 @register_rule(ops.diagonal, ops.trace)
