@@ -11,6 +11,7 @@ import keras_net2net as n2n
 from keras_net2net.rules.preprocessing import OCCUR
 from keras_net2net.rules.registry import state_of
 from tests.helpers import (
+    BACKEND,
     assert_same,
     assert_untouched,
     check_growth,
@@ -108,6 +109,8 @@ def test_constants_of_hidden_units_fix_them(layer):
     ids=["Discretization", "Hashing"],
 )
 def test_the_class_of_each_number_stays(build, tmp_path):
+    if BACKEND == "jax" and any(isinstance(layer, layers.Hashing) for layer in build().layers):
+        pytest.skip("JAX doesn't compile it")
     check_growth(build, path=tmp_path, train=False)  # there is no gradient through a class
 
 
