@@ -21,6 +21,21 @@ from keras_net2net.rules.registry import FOLLOWS, OPENED, REFUSED, State, state_
 # What `keras.layers` holds beside layers: base classes without a `call` of their own.
 NOT_LAYERS = ("InputSpec", "Layer", "Wrapper")
 
+# They take numbers, not tensors. An older Keras has classes for them that it doesn't use.
+CONSTANTS = (
+    "bartlett",
+    "blackman",
+    "empty",
+    "eye",
+    "hamming",
+    "hanning",
+    "identity",
+    "kaiser",
+    "ones",
+    "tri",
+    "zeros",
+)
+
 STATES = {
     FOLLOWS: "a rule follows units through it",
     OPENED: "the layers and operations inside it are followed",
@@ -52,7 +67,7 @@ def symbolic_operations() -> dict[str, Any]:
     found = {}
     for prefix, module in (("", keras.ops), ("image.", keras.ops.image)):
         for name, function in sorted(vars(module).items()):
-            if not callable(function) or isinstance(function, type):
+            if not callable(function) or isinstance(function, type) or name in CONSTANTS:
                 continue
             if privates.operation_key(str(getattr(function, "__name__", ""))) in classes:
                 found[prefix + name] = function

@@ -429,6 +429,13 @@ def check_together(model, path=None):
         assert_same(outputs(loaded, x), outputs(model, x), 1e-7)
 
 
+# An older Keras doesn't run some of these operations, or not between symbolic tensors.
+newest = pytest.mark.skipif(
+    not hasattr(ops, "adaptive_max_pool"), reason="the examples are those of a newer Keras"
+)
+
+
+@newest
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_function_stays(group, tmp_path):
     shape, examples = GROUPS[group]
@@ -579,6 +586,7 @@ def image(x):
     return ops.expand_dims(x, 1)
 
 
+@newest
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_followed_is_refused_by_name(name):
     if public(name) is None:
@@ -587,7 +595,8 @@ def test_what_cannot_be_followed_is_refused_by_name(name):
     x = layers.Dense(4, activation="tanh", name="before")(inputs)
     y = layers.Dense(4, activation="tanh", name="right")(inputs)
     number = keras.Input((), dtype="int32")
-    model = keras.Model([inputs, number], REFUSED[name](x, y, number))
+    # An older Keras wants every input to lead somewhere.
+    model = keras.Model([inputs, number], [REFUSED[name](x, y, number), ops.copy(number)])
     weights = snapshot(model)
     for layer in ("before", "right"):
         if all(made.name != layer for made in model.layers):
