@@ -152,7 +152,7 @@ def grow_layer(
     transaction.remember(layer)
     for step in steps:
         for key, _, value in step.config:
-            setattr(layer, key, value)
+            privates.set_setting(layer, key, value)
     if not isinstance(layer, keras.Layer):
         return
     variables = privates.named_variables(layer)

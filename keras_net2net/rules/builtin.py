@@ -6,12 +6,23 @@ from keras_net2net.rules import (  # noqa: F401
     contractions,
     convolutional,
     core,
+    image_preprocessing,
     merging,
     normalization,
-    operations,
     pooling,
     preprocessing,
     regularization,
     reshaping,
     rnn,
+)
+from keras_net2net.rules.ops import (  # noqa: F401
+    core as core_operations,
+)
+from keras_net2net.rules.ops import (  # noqa: F401
+    image,
+    linalg,
+    math,
+    nn,
+    numpy,
+    shapes,
 )

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 
 from keras_net2net.inference import KEEPS_ZERO, PASSES, RuleCall
-from keras_net2net.widths import EXPRESSIONS, Axes, Expression, Fixed, widths_of
+from keras_net2net.rules.registry import Refusal, Rule
+from keras_net2net.widths import EXPRESSIONS, Axes, Expression, Fixed, split_part, widths_of
 
 
 def passes(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
@@ -30,12 +31,12 @@ def elementwise(call: RuleCall, *args: Any, **kwargs: Any) -> Axes:
     held = [value for key, value in vars(call.layer).items() if not key.startswith("_")]
     given = (*args, *kwargs.values())
     call.treat(_treatment(type(call.layer).__name__.lower(), given))
-    return broadcast(call, _tensors((*given, *held)))
+    return broadcast(call, tensors_in((*given, *held)))
 
 
 def _treatment(name: str, given: Sequence[Any]) -> str | None:
     """What an elementwise operation does to the value of a unit."""
-    tensors = [x for x in _tensors(given) if has_units(x)]
+    tensors = [x for x in tensors_in(given) if has_units(x)]
     alone = len(tensors) == 1 and all(x is tensors[0] or np.ndim(x) == 0 for x in given)
     if name in ("add", "subtract"):
         return PASSES if len(tensors) == len(given) else None
@@ -118,14 +119,14 @@ def broadcast(call: RuleCall, tensors: Sequence[Axes]) -> Axes:
     return tuple(result)
 
 
-def _tensors(values: Iterable[Any]) -> list[Axes]:
+def tensors_in(values: Iterable[Any]) -> list[Axes]:
     """The axes of all tensors among arguments; constants have fixed axes."""
     found: list[Axes] = []
     for value in values:
         if isinstance(value, tuple) and all(isinstance(x, EXPRESSIONS) for x in value):
             found.append(value)
         elif isinstance(value, (list, tuple)):
-            inside = _tensors(value)
+            inside = tensors_in(value)
             # A list of numbers is a constant, a list of tensors several arguments.
             constant = np.asarray(value).dtype.kind in "biuf" if value and not inside else False
             found.extend([tuple(map(Fixed, np.shape(value)))] if constant else inside)
@@ -158,3 +159,115 @@ def with_space(call: RuleCall, x: Axes, what: str, channels: Expression | None =
     axes[0] = x[0]
     axes[at] = x[at] if channels is None else channels
     return tuple(axes)
+
+
+def positions(axis: Any, rank: int) -> list[int]:
+    """The positions, counted from the front, that an `axis` argument names."""
+    if axis is None:
+        return list(range(rank))
+    given = axis if isinstance(axis, (list, tuple)) else (axis,)
+    return sorted({int(at) % rank for at in given})
+
+
+def use(call: RuleCall, x: Axes, used: Iterable[int], why: str, keep: bool = True) -> Axes:
+    """The output of an operation that uses whole axes and passes the others through.
+
+    Args:
+        call: The call.
+        x: The axes of the input.
+        used: The positions of the axes that it uses; units there are fixed.
+        why: What it does along them.
+        keep: Whether the used axes stay, with whatever size, or go.
+
+    Returns:
+        The axes of the output.
+    """
+    used = set(used)
+    call.fix([x[at] for at in used], why)
+    if not keep:
+        return tuple(axis for at, axis in enumerate(x) if at not in used)
+    shape = call.output_shapes[0]
+    if len(shape) != len(x):
+        return Refusal(why)(call, x)[0]
+    obstacle = call.obstacle(why)
+    return tuple(
+        Fixed(size, obstacle) if at in used else axis
+        for at, (axis, size) in enumerate(zip(x, shape, strict=True))
+    )
+
+
+def along(why: str, key: str = "axis") -> Rule:
+    """Makes the rule of operations that use the axes named by an attribute.
+
+    Args:
+        why: What they do along them, e.g. `"adds up along this axis"`.
+        key: The attribute that names the axes. Defaults to `"axis"`.
+
+    Returns:
+        The rule.
+    """
+
+    def rule(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
+        return use(call, x, positions(getattr(call.layer, key), len(x)), why)
+
+    rule.__doc__ = f"Passes units through, but for an axis that is used: it {why}."
+    return rule
+
+
+def along_last(count: int, why: str) -> Rule:
+    """Makes the rule of operations that use the last axes, whatever becomes of these.
+
+    Args:
+        count: How many axes they use.
+        why: What they do along them.
+
+    Returns:
+        The rule.
+    """
+
+    def rule(call: RuleCall, x: Any, *args: Any, **kwargs: Any) -> list[Axes]:
+        parts = tensors_in([x])
+        obstacle = call.obstacle(why)
+        for part in parts:
+            call.fix(part[-count:], why)
+        before = broadcast(call, [part[:-count] for part in parts]) if len(parts[0]) > count else ()
+        return [
+            (*before, *(Fixed(size, obstacle) for size in shape[len(before) :]))
+            for shape in call.output_shapes
+        ]
+
+    axes = "the last axis is" if count == 1 else f"the last {count} axes are"
+    rule.__doc__ = f"Passes units through on other axes; {axes} used: it {why}."
+    return rule
+
+
+def cut(call: RuleCall, axis: Expression, sizes: Sequence[int], why: str) -> list[Expression]:
+    """Cuts an axis into parts of the given sizes; where that can't be, fixes it.
+
+    Args:
+        call: The call.
+        axis: The axis; its size is the sum of `sizes`.
+        sizes: The sizes of the parts.
+        why: Why it is fixed if units of one part can't be told from those of another.
+
+    Returns:
+        The expressions of the parts.
+    """
+    parts: list[Expression] = []
+    rest = axis
+    for at, size in enumerate(sizes):
+        if size == 0:
+            parts.append(Fixed(0))
+            continue
+        if not any(sizes[at + 1 :]):
+            parts.append(rest)
+            rest = Fixed(0)
+            continue
+        halves = split_part(rest, size)
+        if halves is None:
+            call.fix(axis, why)
+            obstacle = call.obstacle(why)
+            return [Fixed(size, obstacle) for size in sizes]
+        parts.append(halves[0])
+        rest = halves[1]
+    return parts

@@ -52,3 +52,16 @@ def join(call: RuleCall, inputs: list[Axes], axis: int) -> Axes:
             call.unify(known[0], other)
         result.append(known[0])
     return tuple(result)
+
+
+@register_rule(layers.Dot)
+def dot(call: RuleCall, inputs: list[Axes], **kwargs: Any) -> Axes:
+    """Passes the units of both sides through; fixes those that it multiplies and sums."""
+    first, second = inputs
+    axes = call.layer.axes
+    pair = (axes, axes) if isinstance(axes, int) else tuple(axes)
+    at, of = pair[0] % len(first), pair[1] % len(second)
+    call.fix([first[at], second[of]], "sums the products along this axis")
+    call.unify(first[0], second[0])
+    result = (*first[:at], *first[at + 1 :], *(e for i, e in enumerate(second) if i not in (0, of)))
+    return result if len(result) > 1 else (*result, Fixed(1))

@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 from keras_net2net.inference import RuleCall, follows
-from keras_net2net.rules.registry import register_rule
+from keras_net2net.rules.registry import Refusal, opened, refuse, register_rule
 from keras_net2net.widths import Axes
 
 
@@ -32,3 +32,29 @@ def normalization(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
         call.weight("variance", *(follows(axis) for axis in kept))
         call.weight("count")
     return x
+
+
+@register_rule(layers.Discretization, layers.Hashing)
+def categories(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes | list[Axes]:
+    """Passes units through where each becomes one integer; other outputs fix them."""
+    if call.layer.output_mode != "int" or getattr(call.layer, "sparse", False):
+        return Refusal(OCCUR)(call, x)
+    return x
+
+
+OCCUR = "marks or counts which values occur along an axis"
+
+refuse(OCCUR, layers.CategoryEncoding)
+refuse("crosses the values of several features", layers.HashedCrossing)
+refuse("looks up values in a vocabulary", layers.IntegerLookup, layers.StringLookup)
+refuse("splits texts into words", layers.TextVectorization)
+refuse(
+    "transforms this axis into frequencies",
+    *(
+        getattr(layers, name)
+        for name in ("MelSpectrogram", "STFTSpectrogram")
+        if hasattr(layers, name)
+    ),
+)
+if hasattr(layers, "Pipeline"):
+    opened("Runs its layers one after the other.", layers.Pipeline)

@@ -11,22 +11,33 @@ Lookup order:
    computed, the rule of its nearest base class that has one;
 3. for Keras's own operations, the rule registered for the `keras.ops` function;
 4. none: the operation fixes every width that reaches it.
+
+What can't be followed is registered, too, with the reason: `refuse`. Layers that
+only put other layers together are opened instead: `opened`. So every layer of
+Keras is in one of three states, and a new one that is in none is noticed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
 from keras_net2net import keras_privates as privates
+from keras_net2net.widths import EXPRESSIONS, Expression, Fixed
 
 Rule = Callable[..., Any]
+
+FOLLOWS = "follows"  # a rule follows units through it
+REFUSED = "refused"  # it fixes the units that reach it, for a reason that is known
+OPENED = "opened"  # the layers and operations inside it are followed
 
 _BY_CLASS: dict[type, Rule] = {}
 _BY_OPERATION: dict[str, Rule] = {}
 _FUNCTIONS: dict[str, str] = {}  # the operations' keys, and the functions' own names
+_OPENED: dict[type, str] = {}  # what is opened, with what is inside
 
 # A subclass that changes one of these may compute something else.
 _DECISIVE = ("call", "build", "compute_output_shape", "compute_output_spec", "__call__")
@@ -78,22 +89,116 @@ def register_rule(*targets: Any, like: type | None = None) -> Callable[[Rule], R
 
 def _register(rule: Rule, targets: tuple[Any, ...]) -> None:
     for target in targets:
-        name = str(getattr(target, "__name__", ""))
         if isinstance(target, type):
             _BY_CLASS[target] = rule
-        elif callable(target) and getattr(keras.ops, name, None) is target:
-            _BY_OPERATION[_squash(name)] = rule
-            _FUNCTIONS[_squash(name)] = name
-        else:
+            continue
+        name = function_name(target)
+        if name is None:
             raise ValueError(
                 "A rule is registered for a layer class or for a function of `keras.ops`. "
                 f"Received: {target!r}"
             )
+        key = privates.operation_key(target.__name__)
+        _BY_OPERATION[key] = rule
+        _FUNCTIONS[key] = name
 
 
-def _squash(name: str) -> str:
-    """`"leaky_relu"` and `"LeakyRelu"`, the function and its class, as one key."""
-    return name.replace("_", "").lower()
+def function_name(target: Any) -> str | None:
+    """The name of a public operation below `keras.ops`: `"relu"`, `"image.resize"`."""
+    name = str(getattr(target, "__name__", ""))
+    if callable(target) and getattr(keras.ops, name, None) is target:
+        return name
+    if callable(target) and getattr(keras.ops.image, name, None) is target:
+        return f"image.{name}"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """The rule of what can't be followed: it fixes all units, and says why.
+
+    Args:
+        why: What it does with them, to complete the sentence `"the layer ..."`.
+    """
+
+    why: str
+
+    def __call__(self, call: Any, *args: Any, **kwargs: Any) -> list[tuple[Expression, ...]]:
+        """Fixes the axes of all inputs; those of the outputs have fixed sizes."""
+        call.fix(_axes_in((args, kwargs)), self.why)
+        obstacle = call.obstacle(self.why)
+        return [tuple(Fixed(size, obstacle) for size in shape) for shape in call.output_shapes]
+
+
+def _axes_in(nested: Any) -> list[Expression]:
+    """All width expressions in the arguments of a rule."""
+    if isinstance(nested, EXPRESSIONS):
+        return [nested]
+    if isinstance(nested, dict):
+        nested = nested.values()
+    elif not isinstance(nested, (list, tuple)):
+        return []
+    return [axis for part in nested for axis in _axes_in(part)]
+
+
+def refuse(why: str, *targets: Any) -> None:
+    """Registers that what some layers or operations do to units can't be followed.
+
+    Args:
+        why: What they do, to complete the sentence `"the layer ..."`, e.g. `"sorts
+            units by their value"`. It is shown to who asks to widen these units.
+        *targets: Layer classes, or functions of `keras.ops`.
+    """
+    _register(Refusal(why), targets)
+
+
+def opened(what: str, *targets: type) -> None:
+    """Registers layer classes that are followed through what is inside them.
+
+    Args:
+        what: What they are made of, shown in the table of supported layers.
+        *targets: Layer classes that compute nothing beside what their layers do.
+    """
+    for target in targets:
+        _OPENED[target] = what
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What growth does with a layer class or operation.
+
+    Args:
+        kind: `"follows"`, `"refused"` or `"opened"`.
+        summary: What happens to units, or the reason why it is refused.
+    """
+
+    kind: str
+    summary: str
+
+
+def state_of(target: Any) -> State | None:
+    """The state of a layer class or of a `keras.ops` function.
+
+    Args:
+        target: The class, or the function.
+
+    Returns:
+        Its state, or `None` where nothing is registered for it.
+    """
+    if isinstance(target, type):
+        if target in _OPENED:
+            return State(OPENED, _OPENED[target])
+        rule = _BY_CLASS.get(target)
+    else:
+        rule = _BY_OPERATION.get(privates.operation_key(str(getattr(target, "__name__", ""))))
+    return None if rule is None else describe(rule)
+
+
+def describe(rule: Rule) -> State:
+    """The state that a rule stands for."""
+    if isinstance(rule, Refusal):
+        return State(REFUSED, rule.why)
+    return State(FOLLOWS, (rule.__doc__ or "a rule without a docstring").strip().splitlines()[0])
 
 
 def rule_for(operation: Any) -> Rule | None:
@@ -106,7 +211,7 @@ def rule_for(operation: Any) -> Rule | None:
             same = all(getattr(cls, name) is getattr(base, name) for name in _DECISIVE)
             return _BY_CLASS[base] if same else None
     if privates.is_keras_operation(operation):
-        return _BY_OPERATION.get(_squash(cls.__name__))
+        return _BY_OPERATION.get(privates.operation_key(cls.__name__))
     return None
 
 

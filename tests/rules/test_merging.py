@@ -217,10 +217,41 @@ def test_a_sum_with_the_input_says_that_it_is_the_input():
     assert "tied" in str(error.value)
 
 
-def test_dot_has_no_rule():
+def dot(axes, normalize=False):
+    inputs = keras.Input((3, 5))
+    x = layers.Dense(4, activation="tanh", name="before")(inputs)
+    y = layers.Dense(6, activation="tanh", name="other")(inputs)
+    x = layers.Dot(axes, normalize=normalize, name="dot")([x, y])
+    return keras.Model(inputs, layers.Dense(3, name="after")(layers.Flatten()(x)))
+
+
+DOTS = {"of time": lambda: dot(1), "of time, normalized": lambda: dot((1, 1), normalize=True)}
+
+
+@pytest.mark.parametrize("build", DOTS.values(), ids=DOTS)
+def test_a_dot_passes_the_units_of_both_sides(build, tmp_path):
+    check_growth(build, path=tmp_path)
+
+
+def test_a_dot_passes_the_units_of_one_side(tmp_path):
+    def build():
+        inputs = keras.Input((3, 5))
+        x = layers.Dense(4, activation="tanh", name="before")(inputs)
+        y = layers.Dense(4, name="other")(layers.Flatten()(inputs))
+        x = layers.Dot((1, 1))([x, layers.Dense(3, name="three")(y)])
+        return keras.Model(inputs, layers.Dense(3, name="after")(x))
+
+    check_growth(build, fixed=("three", "after"), path=tmp_path)
+
+
+def test_a_dot_over_units_is_refused():
     inputs = keras.Input((5,))
     parts = [layers.Dense(4, name=name)(inputs) for name in ("a", "b")]
     model = keras.Model(inputs, layers.Dense(3)(layers.Dot(1, name="dot")(parts)))
-    with pytest.raises(n2n.FixedWidthError, match="path: a -> dot"):
+    with pytest.raises(n2n.FixedWidthError, match="sums the products along this axis") as error:
         n2n.plan(model, n2n.Wider("a", units=6))
+    assert "path: a -> dot" in str(error.value)
+
+
+def test_only_the_output_is_skipped():
     assert skipped(n2n.plan(two_branches(layers.Add()), n2n.Wider(factor=2))) == {"after"}

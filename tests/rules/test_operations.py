@@ -75,8 +75,8 @@ REFUSED = {
     "log_softmax over all": (lambda x, y: ops.log_softmax(x + y, axis=(1, 2)), "normalizes over"),
     "an array": (lambda x, y: x + y + CONSTANT, "fixed"),
     "an array as a limit": (lambda x, y: ops.clip(x + y, -(CONSTANT**2), 1.0), "fixed"),
-    "cumsum": (lambda x, y: ops.cumsum(x + y, axis=1), "has no rule"),
-    "a slice": (lambda x, y: (x + y)[:, 0], "has no rule"),
+    "cumsum over units": (lambda x, y: ops.cumsum(x + y, axis=-1), "adds or multiplies up"),
+    "every second unit": (lambda x, y: (x + y)[..., ::2], "picks places along this axis"),
     "matmul": (lambda x, y: ops.matmul(x, ops.transpose(y, (0, 2, 1))), "sums over these units"),
 }
 
@@ -91,6 +91,6 @@ def test_what_mixes_units_is_refused(function, why):
 
 
 def test_the_path_to_an_operation_is_told():
-    model = graph(lambda x, y: layers.ReLU(name="relu")(ops.flip(layers.ReLU(name="near")(y), 1)))()
+    model = graph(lambda x, y: layers.ReLU(name="relu")(ops.flip(layers.ReLU(name="near")(y), 2)))()
     with pytest.raises(n2n.FixedWidthError, match="path: right -> near -> flip"):
         n2n.plan(model, n2n.Wider("right", units=6))

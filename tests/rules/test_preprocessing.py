@@ -8,7 +8,31 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from tests.helpers import assert_same, check_growth, data_for, outputs, randomize, sandwich
+from keras_net2net.rules.preprocessing import OCCUR
+from keras_net2net.rules.registry import state_of
+from tests.helpers import (
+    BACKEND,
+    assert_same,
+    assert_untouched,
+    check_growth,
+    data_for,
+    outputs,
+    randomize,
+    sandwich,
+    snapshot,
+)
+
+
+def of_integers(layer):
+    """A layer that gives each number a class, and what reads the classes."""
+
+    def build():
+        inputs = keras.Input((3, 5))
+        x = layers.Dense(4, activation="tanh", name="before")(inputs)
+        x = keras.ops.cast(layer()(keras.ops.cast(4.0 * x, "int32")), "float32")
+        return keras.Model(inputs, layers.Dense(3, name="after")(x))
+
+    return build
 
 
 def on_the_input(layer):
@@ -18,6 +42,10 @@ def on_the_input(layer):
         return keras.Model(inputs, layers.Dense(3, name="after")(x))
 
     return build
+
+
+def classes(**kwargs):
+    return layers.Discretization([-0.5, 0.0, 0.5], dtype="float32", **kwargs)
 
 
 CASES = {
@@ -73,3 +101,48 @@ def test_constants_of_hidden_units_fix_them(layer):
     model = sandwich((5,), layer())
     with pytest.raises(n2n.FixedWidthError, match="constants that belong to its units"):
         n2n.plan(model, n2n.Wider("before", units=6))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: sandwich((3, 5), classes()), of_integers(lambda: layers.Hashing(5))],
+    ids=["Discretization", "Hashing"],
+)
+def test_the_class_of_each_number_stays(build, tmp_path):
+    if BACKEND == "jax" and any(isinstance(layer, layers.Hashing) for layer in build().layers):
+        pytest.skip("JAX doesn't compile it")
+    check_growth(build, path=tmp_path, train=False)  # there is no gradient through a class
+
+
+REFUSED = {
+    "CategoryEncoding": lambda: layers.CategoryEncoding(5),
+    "Discretization, one-hot": lambda: classes(output_mode="one_hot"),
+    "Hashing, one-hot": lambda: layers.Hashing(5, output_mode="one_hot"),
+    "HashedCrossing": lambda: layers.HashedCrossing(5),
+    "IntegerLookup": lambda: layers.IntegerLookup(vocabulary=[1, 2, 3]),
+    "Masking": lambda: layers.Masking(),
+    "MelSpectrogram": lambda: layers.MelSpectrogram(4, 2, 2),
+    "STFTSpectrogram": lambda: layers.STFTSpectrogram(frame_length=2, frame_step=1, fft_length=2),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_takes_units_together_is_refused(name):
+    kind = name.split(",")[0]
+    if not hasattr(layers, kind):
+        pytest.skip("this Keras doesn't have it")
+    inputs = keras.Input((3, 5))
+    x = layers.Dense(4, activation="tanh", name="before")(inputs)
+    if kind in ("CategoryEncoding", "Hashing", "HashedCrossing", "IntegerLookup"):
+        x = keras.ops.cast(x, "int32")
+    layer = REFUSED[name]()
+    try:
+        x = layer([x, x]) if kind == "HashedCrossing" else layer(x)
+    except ModuleNotFoundError:
+        pytest.skip("it needs TensorFlow")
+    model = keras.Model(inputs, x)
+    weights = snapshot(model)
+    with pytest.raises(n2n.FixedWidthError, match=rf"\({kind}\)") as error:
+        n2n.grow(model, n2n.Wider("before", units=6))
+    assert (OCCUR if "," in name else state_of(type(layer)).summary) in str(error.value)
+    assert_untouched(model, weights)

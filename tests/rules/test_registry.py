@@ -197,4 +197,6 @@ def test_a_rule_that_is_wrong_about_a_size_changes_nothing():
 def test_every_rule_says_what_it_does():
     described = dict(rules())
     assert {"Dense", "Conv2D", "BatchNormalization", "ops.add"} <= set(described)
-    assert all(rule.__doc__ for rule in described.values() if rule.__module__.startswith("keras_"))
+    assert all(
+        rule.__doc__ for rule in described.values() if str(rule.__module__).startswith("keras_")
+    )

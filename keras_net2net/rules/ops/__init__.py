@@ -1,0 +1,1 @@
+"""The operations of `keras.ops` between symbolic tensors, in files named as Keras's own are."""
