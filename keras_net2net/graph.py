@@ -187,6 +187,24 @@ def read(model: Any) -> Graph:
     return _read_subclass(model, shapes)
 
 
+def read_layer(layer: Any, path: str, args: Any, kwargs: Any) -> Graph:
+    """Opens a layer, and reads what is inside.
+
+    Args:
+        layer: The layer.
+        path: Its path.
+        args: Symbolic arguments for its `call`.
+        kwargs: Symbolic keyword arguments, likewise.
+
+    Returns:
+        The graph inside it. Raises whatever its code raises.
+    """
+    reader = _Reader()
+    flat = keras.tree.flatten((args, kwargs))
+    outside = [reader.tensor_of(x, {}) for x in flat if isinstance(x, keras.KerasTensor)]
+    return reader.opened(layer, path, args, kwargs, outside)
+
+
 def _not_built(model: Any) -> str:
     return explain(
         f"The model {model.name!r} can't grow yet",

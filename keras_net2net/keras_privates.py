@@ -87,9 +87,7 @@ def unrecorded(layer: Any) -> Iterator[None]:
     Every call on symbolic tensors adds a node to the layer that is called; those
     of a look inside must not stay, or `layer.output` would mean something else.
     """
-    held = [
-        (one, list(one._inbound_nodes), list(one._outbound_nodes)) for one in _all_layers(layer)
-    ]
+    held = [(one, list(one._inbound_nodes), list(one._outbound_nodes)) for one in all_layers(layer)]
     try:
         yield
     finally:

@@ -19,9 +19,11 @@ import keras
 from keras_net2net import keras_privates as privates
 from keras_net2net.draft import Draft
 from keras_net2net.errors import GrowthError, explain
-from keras_net2net.graph import Call, Graph, Tensor, read, symbolic_inputs
-from keras_net2net.plan import LayerChange, Plan
+from keras_net2net.graph import Call, Graph, Tensor, read, read_layer, symbolic_inputs
+from keras_net2net.plan import LayerChange, Plan, Step
 from keras_net2net.transaction import Transaction
+
+Sizes = set[tuple[int, int]]
 
 _MOST_TRIALS = 64
 _PLAIN = (bool, int, float, str, tuple)
@@ -55,8 +57,9 @@ def update_opened(plan: Plan, draft: Draft, transaction: Transaction) -> tuple[s
         if id(graph.model) in done:
             continue
         done.add(id(graph.model))
-        steps = [_changes_below(graph, step.layers) for step in plan.steps]
-        if any(steps) and not _update(graph, calls.get(id(graph)), steps, transaction):
+        below = [_changes_below(graph, step.layers) for step in plan.steps]
+        steps = [_sizes(*pair) for pair in zip(below, plan.steps, strict=True)]
+        if any(below) and not _update(graph, calls.get(id(graph)), steps, transaction):
             kind = type(graph.model).__name__
             notes.append(
                 f"{graph.model.name!r} ({kind}) can't be rebuilt from its configuration: to load "
@@ -73,9 +76,21 @@ def _changes_below(graph: Graph, layers: Iterable[LayerChange]) -> list[LayerCha
     return [one for one in layers if one.path == graph.path or one.path.startswith(below)]
 
 
-def _update(
-    graph: Graph, call: Call | None, steps: list[list[LayerChange]], transaction: Transaction
-) -> bool:
+def _sizes(layers: list[LayerChange], step: Step) -> Sizes:
+    """The sizes that grow in a step, with what they become."""
+    sizes = {(width.old, width.new) for width in step.widths}
+    for layer in layers:
+        for change in layer.variables:
+            for axis in change.axes:
+                if axis is not None:
+                    sizes.add((axis.remap.old_size, axis.remap.size))
+        for _, old, new in layer.config:
+            if type(old) is int and type(new) is int:
+                sizes.add((old, new))
+    return sizes
+
+
+def _update(graph: Graph, call: Call | None, steps: list[Sizes], transaction: Transaction) -> bool:
     """Updates one layer's attributes; whether its configuration says what it is now."""
     layer = graph.model
     try:
@@ -89,29 +104,38 @@ def _update(
     trials = sorted(
         itertools.islice(_assignments(config, choices), _MOST_TRIALS), key=lambda trial: len(trial)
     )
+    for one in (*privates.all_layers(layer), privates.recorded_arguments(layer)):
+        if one is not None:
+            transaction.remember(one)
     for trial in trials:
         twin = _twin(layer, {**config, **trial}, twin_inputs)
         if twin is None or [tuple(v.shape) for v in twin.weights] != shapes:
             continue
-        for mine, other in zip(privates.all_layers(layer), privates.all_layers(twin), strict=False):
-            if type(mine) is not type(other):
-                break
-            transaction.remember(mine)
-            _take_over(mine, other)
-        recorded = privates.recorded_arguments(layer)
-        if recorded is not None:
-            transaction.remember(recorded)
-            known = {key: value for key, value in trial.items() if key in recorded.config}
-            recorded.config = {**recorded.config, **known}
+        attempt = Transaction()
+        _take_over(layer, twin, trial, attempt)
         try:
+            _compare(graph, read_layer(layer, graph.path, *twin_inputs))
             return all(layer.get_config()[key] == value for key, value in trial.items())
         except Exception:
-            return False
+            attempt.roll_back()
     return False
 
 
-def _take_over(layer: Any, twin: Any) -> None:
-    """Gives a layer the plain attributes of its twin: what a constructor derives from sizes."""
+def _take_over(layer: Any, twin: Any, trial: dict[str, Any], attempt: Transaction) -> None:
+    """Gives a layer what its twin's constructor derived from the sizes."""
+    for mine, other in zip(privates.all_layers(layer), privates.all_layers(twin), strict=False):
+        if type(mine) is not type(other):
+            break
+        attempt.remember(mine)
+        _take_attributes(mine, other)
+    recorded = privates.recorded_arguments(layer)
+    if recorded is not None:
+        attempt.remember(recorded)
+        known = {key: value for key, value in trial.items() if key in recorded.config}
+        recorded.config = {**recorded.config, **known}
+
+
+def _take_attributes(layer: Any, twin: Any) -> None:
     for key, value in vars(twin).items():
         if key in _BASE or not isinstance(value, _PLAIN):
             continue
@@ -132,7 +156,7 @@ def _assignments(
         yield {key: value for key, value in zip(keys, values, strict=True) if value != config[key]}
 
 
-def _reachable(value: Any, steps: list[list[LayerChange]]) -> list[Any]:
+def _reachable(value: Any, steps: list[Sizes]) -> list[Any]:
     """The sizes that a configured number, or list of numbers, may have become."""
     if isinstance(value, (list, tuple)) and value and all(type(x) is int for x in value):
         options = [[x, *_reachable(x, steps)] for x in value]
@@ -141,20 +165,7 @@ def _reachable(value: Any, steps: list[list[LayerChange]]) -> list[Any]:
     if type(value) is not int:
         return []
     sizes = {value}
-    for layers in steps:
-        grown = {
-            (axis.remap.old_size, axis.remap.size)
-            for layer in layers
-            for change in layer.variables
-            for axis in change.axes
-            if axis is not None
-        }
-        grown |= {
-            (old, new)
-            for layer in layers
-            for _, old, new in layer.config
-            if type(old) is int and type(new) is int
-        }
+    for grown in steps:
         sizes |= {new for old, new in grown if old in sizes}
     return sorted(sizes - {value})
 
@@ -183,6 +194,11 @@ def _twin(layer: Any, config: dict[str, Any], inputs: tuple[list[Any], dict[str,
 
 def _compare(planned: Graph, found: Graph) -> None:
     """Compares the planned graph of each opened layer with what its code does now."""
+    before = {call.path: call.inner for _, call in planned.all_calls()}
+    for _, call in found.all_calls():
+        inner = before.get(call.path)
+        if call.closed and inner is not None:
+            raise _differs(inner, f"its code fails at these sizes: {call.closed}")
     pairs = itertools.zip_longest(planned.subgraphs(), found.subgraphs())
     for one, other in pairs:
         if one is None or other is None or one.model is not other.model:

@@ -25,7 +25,7 @@ from keras_net2net.operations.base import (
 from keras_net2net.plan import Skipped, Step
 from keras_net2net.sizes import growable, sizes_for
 from keras_net2net.weights import NewUnits
-from keras_net2net.widths import Width, widths_of
+from keras_net2net.widths import Product, Width, resolve, widths_of
 
 NEW_UNITS = ("replicate", "fresh", "random")
 SHARES = ("random", "even")
@@ -179,7 +179,8 @@ class Wider(Operation):
         skipped: list[Skipped] = []
         sizes: dict[Width, int] = {}
         asked: dict[Width, list[Match]] = {}
-        for request in self._requests(draft):
+        # A layer whose units are a product may be satisfied by what another one needs.
+        for request in sorted(self._requests(draft), key=lambda one: len(one.choices) > 1):
             problem = self._obstacle(draft, request)
             if problem is not None:
                 skipped.append(Skipped(request.facts.path, problem))
@@ -197,10 +198,13 @@ class Wider(Operation):
                         f"Pass more than {now} units",
                     )
                 )
-            for width, size in self._sizes(request).items():
+            grown = [w for w in request.choices if w in sizes and request.units is None]
+            for width, size in ({} if grown else self._sizes(request)).items():
                 if sizes.setdefault(width, size) != size:
                     raise self._conflict(request, width, size, sizes[width], asked[width])
                 asked.setdefault(width, []).append(request.match)
+            for width in grown:
+                asked[width].append(request.match)
         fills = self._fills(draft, sizes, asked, skipped)
         if not sizes:
             self._nothing(draft, skipped)
@@ -431,6 +435,14 @@ class _Request:
     @property
     def facts(self) -> Facts:
         return self.match.facts
+
+    @property
+    def choices(self) -> list[Width]:
+        """The widths of which one has to grow, where there are several."""
+        expression = resolve(self.expression)
+        if not isinstance(expression, Product):
+            return []
+        return [width for factor in expression.factors for width in growable(factor)]
 
 
 def _whole(value: Any, what: str, received: str) -> Any:

@@ -15,7 +15,7 @@ from keras import ops
 
 from keras_net2net.inference import KEEPS_ZERO, MAKES_UNITS, PASSES, RuleCall
 from keras_net2net.rules.kinds import broadcast
-from keras_net2net.rules.registry import register_rule
+from keras_net2net.rules.registry import refuse, register_rule
 from keras_net2net.weights import MAKES, READS
 from keras_net2net.widths import EXPRESSIONS, Axes, Expression, Fixed, product, resolve
 
@@ -274,3 +274,6 @@ def dot_product_attention(
         call.share(q[-1], 0, 1)
     call.treat(PASSES)
     return (*q[:-1], v[-1])
+
+
+refuse("sums over all units of both tensors", ops.vdot)

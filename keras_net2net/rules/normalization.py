@@ -15,7 +15,7 @@ from typing import Any
 from keras import layers
 
 from keras_net2net.inference import KEEPS_ZERO, NORMALIZES, RESCALES, RuleCall, Scaled, follows
-from keras_net2net.rules.registry import register_rule
+from keras_net2net.rules.registry import refuse, register_rule
 from keras_net2net.widths import Axes, product, regroup
 
 
@@ -111,3 +111,9 @@ def unit_normalization(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
         call.normalize(x[at], "zero", copies=False)
     call.treat(KEEPS_ZERO)
     return x
+
+
+refuse(
+    "divides by the largest singular value of its kernel, which copies change",
+    layers.SpectralNormalization,
+)

@@ -13,46 +13,6 @@ from keras_net2net.rules.registry import FOLLOWS, OPENED, REFUSED, opened, refus
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 
-# Those whose rules are still to be written.
-PENDING = {
-    "AdditiveAttention",
-    "Attention",
-    "Bidirectional",
-    "ConvLSTM1D",
-    "ConvLSTM2D",
-    "ConvLSTM3D",
-    "EinsumDense",
-    "GRU",
-    "GRUCell",
-    "GroupNormalization",
-    "GroupQueryAttention",
-    "LSTM",
-    "LSTMCell",
-    "LayerNormalization",
-    "MultiHeadAttention",
-    "RMSNormalization",
-    "RNN",
-    "ReversibleEmbedding",
-    "SimpleRNN",
-    "SimpleRNNCell",
-    "SpectralNormalization",
-    "StackedRNNCells",
-    "TimeDistributed",
-    "UnitNormalization",
-    "ops.batch_normalization",
-    "ops.conv",
-    "ops.conv_transpose",
-    "ops.depthwise_conv",
-    "ops.dot",
-    "ops.dot_product_attention",
-    "ops.einsum",
-    "ops.inner",
-    "ops.matmul",
-    "ops.separable_conv",
-    "ops.tensordot",
-    "ops.vdot",
-}
-
 
 def targets():
     named = {f"ops.{name}": function for name, function in table.symbolic_operations().items()}
@@ -61,9 +21,7 @@ def targets():
 
 def test_every_layer_and_operation_has_a_state():
     without = {name for name, target in targets().items() if state_of(target) is None}
-    # An older Keras lacks some of them.
-    assert without <= PENDING
-    assert not {name for name in PENDING & set(targets()) if name not in without}
+    assert not without
 
 
 def test_layers_and_operations_are_all_found():

@@ -77,7 +77,10 @@ REFUSED = {
     "an array as a limit": (lambda x, y: ops.clip(x + y, -(CONSTANT**2), 1.0), "fixed"),
     "cumsum over units": (lambda x, y: ops.cumsum(x + y, axis=-1), "adds or multiplies up"),
     "every second unit": (lambda x, y: (x + y)[..., ::2], "picks places along this axis"),
-    "matmul": (lambda x, y: ops.matmul(x, ops.transpose(y, (0, 2, 1))), "sums over these units"),
+    "matmul": (
+        lambda x, y: ops.matmul(ops.tanh(x), ops.transpose(ops.tanh(y), (0, 2, 1))),
+        "sums over these units",
+    ),
 }
 
 

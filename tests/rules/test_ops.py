@@ -360,8 +360,19 @@ def public(name):
     return getattr(ops.image if name.startswith("image.") else ops, name.split(".")[-1], None)
 
 
+# These have tests of their own, in test_contractions.py: they need weights.
+CONTRACTIONS = set(
+    words(
+        """
+        batch_normalization conv conv_transpose depthwise_conv dot dot_product_attention einsum
+        inner matmul separable_conv tensordot
+        """
+    )
+)
+
+
 def test_every_operation_that_is_followed_has_an_example():
-    examples = {name for _, group in GROUPS.values() for name in group}
+    examples = {name for _, group in GROUPS.values() for name in group} | CONTRACTIONS
     assert registered(refused=False) <= examples
     assert {name for name in examples if public(name)} <= registered(refused=False)
 
@@ -524,6 +535,7 @@ MATRICES = words(
 )
 REFUSED = {
     **{name: matrix(name) for name in MATRICES},
+    "vdot": lambda x, y, n: ops.vdot(x, y),
     "allclose": lambda x, y, n: ops.allclose(x, y),
     "associative_scan": lambda x, y, n: ops.associative_scan(lambda a, b: a + b, x, axis=1),
     "bincount": lambda x, y, n: ops.bincount(integers(x)[:, 0], minlength=3),

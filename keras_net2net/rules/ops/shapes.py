@@ -14,8 +14,8 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.inference import RuleCall
-from keras_net2net.rules.kinds import broadcast, cut, positions, tensors_in, use
+from keras_net2net.inference import PASSES, RuleCall
+from keras_net2net.rules.kinds import broadcast, cut, has_units, positions, tensors_in, use
 from keras_net2net.rules.merging import join
 from keras_net2net.rules.registry import Refusal, refuse, register_rule
 from keras_net2net.widths import Axes, Expression, Fixed, concat, product, regroup
@@ -28,6 +28,7 @@ MOVES = "reverses or moves what is along this axis"
 @register_rule(ops.reshape)
 def reshape(call: RuleCall, x: Axes) -> Axes:
     """Regroups units; those of a split axis become factors."""
+    call.treat(PASSES)
     shape, target = call.output_shapes[0], call.setting("newshape")
     # From the last axis of unknown size on, both shapes are known. What is in front of
     # that can't be told apart; mostly it is the batch alone.
@@ -61,6 +62,7 @@ def reshape(call: RuleCall, x: Axes) -> Axes:
 @register_rule(ops.expand_dims)
 def expand_dims(call: RuleCall, x: Axes) -> Axes:
     """Passes units through; the new axis has size 1."""
+    call.treat(PASSES)
     axis = call.layer.axis
     axes = list(x)
     for at in positions(axis, len(x) + (len(axis) if isinstance(axis, (list, tuple)) else 1)):
@@ -71,6 +73,7 @@ def expand_dims(call: RuleCall, x: Axes) -> Axes:
 @register_rule(ops.squeeze)
 def squeeze(call: RuleCall, x: Axes) -> Axes:
     """Passes units through; an axis that it drops is fixed."""
+    call.treat(PASSES)
     axis = call.layer.axis
     dropped = (
         [at for at, e in enumerate(x) if e.size == 1] if axis is None else positions(axis, len(x))
@@ -81,6 +84,7 @@ def squeeze(call: RuleCall, x: Axes) -> Axes:
 @register_rule(ops.transpose)
 def transpose(call: RuleCall, x: Axes) -> Axes:
     """Moves units to other axes."""
+    call.treat(PASSES)
     axes = call.layer.axes
     return tuple(reversed(x)) if axes is None else tuple(x[axis] for axis in axes)
 
@@ -88,6 +92,7 @@ def transpose(call: RuleCall, x: Axes) -> Axes:
 @register_rule(ops.moveaxis)
 def moveaxis(call: RuleCall, x: Axes) -> Axes:
     """Moves units to other axes."""
+    call.treat(PASSES)
     sources = [axis % len(x) for axis in call.layer.source]
     order = [at for at in range(len(x)) if at not in sources]
     targets = [axis % len(x) for axis in call.layer.destination]
@@ -99,6 +104,7 @@ def moveaxis(call: RuleCall, x: Axes) -> Axes:
 @register_rule(ops.swapaxes)
 def swapaxes(call: RuleCall, x: Axes) -> Axes:
     """Moves units to other axes."""
+    call.treat(PASSES)
     axes = list(x)
     first, second = call.layer.axis1, call.layer.axis2
     axes[first], axes[second] = axes[second], axes[first]
@@ -108,24 +114,28 @@ def swapaxes(call: RuleCall, x: Axes) -> Axes:
 @register_rule(ops.flip, ops.roll)
 def reorder(call: RuleCall, x: Axes) -> Axes:
     """Passes units through on other axes than those that are reordered."""
+    call.treat(PASSES)
     return use(call, x, positions(call.layer.axis, len(x)), MOVES)
 
 
 @register_rule(*(getattr(ops, name) for name in ("fliplr", "flipud") if hasattr(ops, name)))
 def flip_one(call: RuleCall, x: Axes) -> Axes:
     """Passes units through on other axes than the one that is reordered."""
+    call.treat(PASSES)
     return use(call, x, [1 if type(call.layer).__name__ == "Fliplr" else 0], MOVES)
 
 
 @register_rule(ops.rot90)
 def rot90(call: RuleCall, array: Axes) -> Axes:
     """Passes units through on other axes than the two that it turns."""
+    call.treat(PASSES)
     return use(call, array, positions(list(call.layer.axes), len(array)), MOVES)
 
 
 @register_rule(ops.broadcast_to)
 def broadcast_to(call: RuleCall, x: Axes) -> Axes:
     """Passes units through; the shape that it is given follows them."""
+    call.treat(PASSES)
     shape = call.output_shapes[0]
     axes: list[Expression] = [Fixed(size) for size in shape]
     for at in range(-len(x), 0):
@@ -144,6 +154,7 @@ def broadcast_to(call: RuleCall, x: Axes) -> Axes:
 @register_rule(ops.repeat)
 def repeat(call: RuleCall, x: Axes) -> Axes:
     """Multiplies units by one number of repeats; several numbers fix them."""
+    call.treat(PASSES)
     axis, repeats = call.layer.axis, call.layer.repeats
     if isinstance(repeats, (list, tuple)) and len(repeats) == 1:
         (repeats,) = repeats
@@ -157,6 +168,7 @@ def repeat(call: RuleCall, x: Axes) -> Axes:
 @register_rule(ops.tile)
 def tile(call: RuleCall, x: Axes) -> Axes:
     """Multiplies a number of repeats by the units."""
+    call.treat(PASSES)
     repeats = call.layer.repeats
     numbers = [repeats] if isinstance(repeats, int) else list(repeats)
     rank = max(len(x), len(numbers))
@@ -183,6 +195,7 @@ def pad(call: RuleCall, x: Axes, constant_values: Any = None, **kwargs: Any) -> 
 @register_rule(ops.concatenate)
 def concatenate(call: RuleCall, xs: list[Axes]) -> Axes:
     """Puts units one after the other; ties those on the other axes."""
+    call.treat(PASSES if all(map(has_units, tensors_in(xs))) else None)
     return _join(call, xs, call.layer.axis)
 
 
@@ -199,6 +212,7 @@ STACKS = {"Vstack": 0, "Hstack": 1, "Dstack": 2}
 @register_rule(ops.vstack, ops.hstack, *([ops.dstack] if hasattr(ops, "dstack") else []))
 def stack_along(call: RuleCall, xs: list[Axes]) -> Axes:
     """Puts units one after the other; ties those on the other axes."""
+    call.treat(PASSES if all(map(has_units, tensors_in(xs))) else None)
     parts = tensors_in(xs)
     if len(parts[0]) == 2 and type(call.layer).__name__ == "Dstack":
         parts = [(*part, Fixed(1)) for part in parts]
@@ -215,6 +229,7 @@ def _join(call: RuleCall, xs: Sequence[Any], axis: int) -> Axes:
 @register_rule(ops.stack)
 def stack(call: RuleCall, xs: list[Axes]) -> Axes:
     """Ties the units of all inputs; they are put along a new axis."""
+    call.treat(PASSES if all(map(has_units, tensors_in(xs))) else None)
     parts = tensors_in(xs)
     axes = list(broadcast(call, parts))
     axes.insert(call.layer.axis % (len(axes) + 1), Fixed(len(xs)))
@@ -224,6 +239,7 @@ def stack(call: RuleCall, xs: list[Axes]) -> Axes:
 @register_rule(ops.unstack)
 def unstack(call: RuleCall, x: Axes) -> list[Axes]:
     """Passes units through on other axes than the one that it takes apart."""
+    call.treat(PASSES)
     kept = use(call, x, positions(call.layer.axis, len(x)), "takes this axis apart", keep=False)
     return [kept] * len(call.output_shapes)
 
@@ -231,12 +247,14 @@ def unstack(call: RuleCall, x: Axes) -> list[Axes]:
 @register_rule(ops.split)
 def split(call: RuleCall, x: Axes) -> list[Axes]:
     """Cuts units at the places it is given, which follow them; equal parts are tied."""
+    call.treat(PASSES)
     return _split(call, x, call.layer.axis)
 
 
 @register_rule(*([ops.array_split] if hasattr(ops, "array_split") else []))
 def array_split(call: RuleCall, x: Axes) -> list[Axes]:
     """Cuts units into parts that are tied, where all are equal; else fixes them."""
+    call.treat(PASSES)
     axis = call.layer.axis % len(x)
     if len({shape[axis] for shape in call.output_shapes}) > 1:
         return _fixed_parts(call, x, axis, "cuts this axis into parts that aren't equal")
@@ -251,6 +269,7 @@ SPLITS = {"Hsplit": 1, "Vsplit": 0, "Dsplit": 2}
 )
 def split_along(call: RuleCall, x: Axes) -> list[Axes]:
     """Cuts units at the places it is given, which follow them; equal parts are tied."""
+    call.treat(PASSES)
     return _split(call, x, SPLITS[type(call.layer).__name__] if len(x) > 1 else 0)
 
 
@@ -285,6 +304,7 @@ def _fixed_parts(call: RuleCall, x: Axes, axis: int, why: str) -> list[Axes]:
 @register_rule(ops.get_item)
 def get_item(call: RuleCall, x: Axes, key: Any) -> Axes:
     """Cuts units at places that stay: those in front of a start, say, are fixed."""
+    call.treat(PASSES)
     keys = list(key) if isinstance(key, (tuple, list)) else [key]
     if not all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in keys):
         return Refusal("picks places that aren't known")(call, x)[0]
@@ -371,6 +391,7 @@ def slice_update(call: RuleCall, inputs: Axes, start_indices: Any, updates: Any)
 @register_rule(ops.take)
 def take(call: RuleCall, x: Axes, indices: Any) -> Axes:
     """Passes units through on other axes than the one that it looks up."""
+    call.treat(PASSES)
     why = "looks up places along this axis"
     places: Axes = next(iter(tensors_in([indices])), ())
     axis = call.layer.axis
