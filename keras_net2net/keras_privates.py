@@ -311,17 +311,25 @@ def rebuild(layer: Any, shapes: dict[str, Any], variable_for: Callable[..., Any]
         layer._path, layer._parent_path = path, parent
 
 
-def build_with_values(layer: Any, shapes: dict[str, Any], value_for: Callable[..., Any]) -> None:
+def build_with_values(layer: Any, shapes: dict[str, Any], value_for: Callable[..., Any]) -> bool:
     """Builds a new layer whose weights start at given values.
 
     Random initialisers whose values are then overwritten are what makes the
     by-hand way slow, so each weight is created straight from its value.
+
+    Returns:
+        Whether all of them were: a weight that its layer doesn't name can't be.
     """
     add_weight = layer.add_weight
+    all_given = True
 
     def add_given(*args: Any, **kwargs: Any) -> Any:
-        value = value_for(kwargs["name"])
-        if value is not None:
+        nonlocal all_given
+        name = kwargs.get("name")
+        value = None if name is None else value_for(name)
+        if value is None:
+            all_given = False
+        else:
             kwargs["initializer"] = lambda shape, dtype=None, **_: keras.ops.convert_to_tensor(
                 value, dtype=dtype
             )
@@ -332,6 +340,7 @@ def build_with_values(layer: Any, shapes: dict[str, Any], value_for: Callable[..
         layer.build(**shapes)
     finally:
         del layer.__dict__["add_weight"]
+    return all_given
 
 
 def set_variable(variable: Any, value: Any) -> None:
