@@ -206,7 +206,7 @@ def randomize(model: Any, images: np.ndarray, random: np.random.Generator) -> No
         )
         moved = mean + 0.1 * np.sqrt(variance) * random.standard_normal(mean.shape)
         norm.moving_mean.assign(moved.astype("float32"))
-        more = variance * random.uniform(1.0, 2.0, variance.shape)
+        more = variance * random.uniform(1.0, 1.5, variance.shape)
         norm.moving_variance.assign(more.astype("float32"))
 
 
