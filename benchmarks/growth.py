@@ -283,6 +283,7 @@ def depth(options: argparse.Namespace) -> dict[str, Any]:
     growths = {
         "one width": n2n.Wider("wide0", factor=FACTOR),
         "all widths": n2n.Wider(factor=FACTOR),
+        "insertions": n2n.Deeper("wide*"),
     }
     times: dict[str, list[float]] = {"inference": [], **{name: [] for name in growths}}
     for layers in DEPTHS:
@@ -364,8 +365,9 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         "",
         *more,
         "",
-        "Inference, and growth in place by 1.5x of one width and of all widths, of residual "
-        "networks of ever more Dense layers; the slope is that of the logarithms. Goals: "
+        "Inference, and growth in place by 1.5x of one width and of all widths, and by a "
+        "layer in every block, of residual networks of ever more Dense layers; the slope is that "
+        "of the logarithms. Goals: "
         f"{depth_goals}, the first at {DEPTHS[-1]} layers.",
         "",
         f"Machine: {platform.machine()}, {cores} cores, Python {platform.python_version()}; "
