@@ -1,5 +1,7 @@
 """How long a growth takes, against the by-hand way; how fast and how big the grown model is.
 
+And how the time of a growth depends on the depth of the network.
+
 The by-hand way is the least that someone does who builds a new model instead of
 growing one: `keras.models.clone_model(model)`, then
 `clone.set_weights(model.get_weights())`, at the *old* size. It is measured in the
@@ -15,6 +17,7 @@ import argparse
 import ctypes
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -31,7 +34,9 @@ SEED = 0
 # One layer in the middle of ResNet50, and all of it, as in the targets below.
 ONE_LAYER = ("conv3_block2_2_conv", 192)
 FACTOR = 1.5
+DEPTHS = (10, 30, 100, 300, 1000)  # layers of the residual networks
 TARGETS = {"one layer": 0.15, "all layers": 0.6, "training step": 1.02, "live arrays": 1.05}
+DEPTH_TARGETS = {"inference (s)": 0.1, "slope": 1.1}
 
 
 def main() -> None:
@@ -255,6 +260,53 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def depth(options: argparse.Namespace) -> dict[str, Any]:
+    """How long inference and growth take in residual networks of ever more layers."""
+    import keras
+
+    import keras_net2net as n2n
+    from keras_net2net.graph import read
+    from keras_net2net.inference import Inference
+
+    keras.utils.set_random_seed(SEED)
+
+    def build(layers: int) -> Any:
+        """Each block has a width of its own, and all share that of the residual stream."""
+        x = inputs = keras.Input((16,))
+        x = keras.layers.Dense(16, name="stem")(x)
+        for block in range((layers - 2) // 4):
+            y = keras.layers.Dense(16, activation="relu", name=f"wide{block}")(x)
+            y = keras.layers.Dense(16, name=f"back{block}")(y)
+            x = keras.layers.ReLU()(keras.layers.Add()([x, y]))
+        return keras.Model(inputs, keras.layers.Dense(4, name="out")(x))
+
+    growths = {
+        "one width": n2n.Wider("wide0", factor=FACTOR),
+        "all widths": n2n.Wider(factor=FACTOR),
+        "insertions": n2n.Deeper("wide*"),
+    }
+    times: dict[str, list[float]] = {"inference": [], **{name: [] for name in growths}}
+    for layers in DEPTHS:
+        model = build(layers)
+        graph = read(model)
+        # The first of each compiles, and fills caches.
+        taken = [seconds(lambda g=graph: Inference(g, {}, {})) for _ in range(options.repeats + 1)]
+        times["inference"].append(statistics.median(taken[1:]))
+        for name, operation in growths.items():
+            twins = [n2n.clone(model) for _ in range(options.repeats + 1)]
+            taken = [
+                seconds(lambda t=twin, o=operation: n2n.grow(t, o, seed=SEED, verify=False))
+                for twin in twins
+            ]
+            times[name].append(statistics.median(taken[1:]))
+    return {"depth": times}
+
+
+def slope(values: list[float]) -> float:
+    """How fast times grow with the layers: the power, by least squares."""
+    return statistics.linear_regression(*(list(map(math.log, v)) for v in (DEPTHS, values))).slope
+
+
 def seconds(work: Callable[[], Any]) -> float:
     """How long something takes; collecting garbage is kept out of it."""
     gc.collect()
@@ -289,6 +341,18 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     ]
     goals = ", ".join(f"{name} <= {limit:g}x" for name, limit in TARGETS.items())
     cores = os.cpu_count()
+    depth_goals = ", ".join(f"{name} <= {limit:g}" for name, limit in DEPTH_TARGETS.items())
+    more = [
+        "| backend | what | " + " | ".join(f"{n} layers (s)" for n in DEPTHS) + " | slope |",
+        "|---|---|" + "---|" * (len(DEPTHS) + 1),
+    ]
+    more += [
+        f"| {row['backend']} | {name} | "
+        + " | ".join(f"{value:.4f}" for value in values)
+        + f" | {slope(values):.2f} |"
+        for row in rows
+        for name, values in row["depth"].items()
+    ]
     lines += [
         "",
         f"Medians of {options.repeats} growths of ResNet50 (64 x 64 inputs) relative to "
@@ -298,6 +362,13 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         "a training step after each, relative to a native model of the final size, and (last "
         "column) to native models of all the sizes, built and trained one after the other. "
         f"Goals: {goals}.",
+        "",
+        *more,
+        "",
+        "Inference, and growth in place by 1.5x of one width and of all widths, and by a "
+        "layer in every block, of residual networks of ever more Dense layers; the slope is that "
+        "of the logarithms. Goals: "
+        f"{depth_goals}, the first at {DEPTHS[-1]} layers.",
         "",
         f"Machine: {platform.machine()}, {cores} cores, Python {platform.python_version()}; "
         + "; ".join(row["versions"] for row in rows)
@@ -310,6 +381,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "growth": growth_times,
     "step": training_step,
     "memory": memory,
+    "depth": depth,
 }
 
 if __name__ == "__main__":

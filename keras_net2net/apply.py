@@ -247,7 +247,13 @@ def relabel(graph: Graph, layers: Iterable[Facts], transaction: Transaction) -> 
         shapes = new_build_shapes(facts)
         if shapes is not None and _differ(shapes, privates.build_shapes(layer)):
             transaction.remember(layer)
-            privates.set_build_shapes(layer, shapes)
+            if privates.sublayers(layer):
+                privates.set_build_shapes(layer, shapes)  # they are built already
+            else:
+                # `build` derives more than weights: up to Keras 3.10 at least, what the
+                # -1 of a `Reshape` stands for.
+                own = {variable.name: variable for variable in privates.own_variables(layer)}
+                _build_again(layer, shapes, own)
 
 
 def _differ(new: Any, old: Any) -> bool:

@@ -105,7 +105,10 @@ class _Copy:
             copy = _copy_of(original)
             if self._is_plain(original):
                 values = {v.name: privates.read_variable(v) for v in original.weights}
-                privates.build_with_values(copy, privates.build_shapes(original) or {}, values.get)
+                shapes = privates.build_shapes(original) or {}
+                given = privates.build_with_values(copy, shapes, values.get)
+                if not given or len(values) < len(original.weights):  # without names, or the same
+                    copy.set_weights(original.get_weights())
             self._made[id(original)] = copy
         return self._made[id(original)]
 

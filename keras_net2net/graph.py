@@ -70,6 +70,8 @@ class Call:
     @property
     def inputs(self) -> list[Tensor]:
         """The tensors among the arguments, in order."""
+        if not self.kwargs and all(type(x) is Tensor for x in self.args):
+            return list(self.args)  # as most calls are; `flatten` takes its time
         flat = keras.tree.flatten((self.args, self.kwargs))
         return [x for x in flat if isinstance(x, Tensor)]
 
@@ -103,6 +105,8 @@ class Graph:
     opened: bool = False
     sources: list[Tensor] = dataclasses.field(default_factory=list)
     training: Graph | None = None
+    _readers: dict[int, list[Call]] = dataclasses.field(default_factory=dict)
+    _makers: dict[int, Call] = dataclasses.field(default_factory=dict)
 
     @property
     def flat_inputs(self) -> list[Tensor]:
@@ -135,25 +139,37 @@ class Graph:
                 yield graph, call
 
     def consumers(self, tensor: Tensor) -> list[Call]:
-        """The calls of this graph that read a tensor."""
-        return [call for call in self.calls if any(x is tensor for x in call.inputs)]
+        """The calls of this graph that read a tensor, in no particular order."""
+        self._index()
+        return list(self._readers.get(id(tensor), ()))
+
+    def _index(self) -> None:
+        """Notes who reads and who makes each tensor; from then on `insert_after` keeps it."""
+        if not self._makers:
+            for call in self.calls:
+                self._enter(call)
+
+    def _enter(self, call: Call) -> None:
+        for tensor in {id(x) for x in call.inputs}:
+            self._readers.setdefault(tensor, []).append(call)
+        self._makers.update((id(x), call) for x in call.outputs)
 
     def insert_after(self, tensor: Tensor, calls: list[Call], last: Tensor) -> None:
         """Puts `calls` behind `tensor`: all that read it read `last` instead."""
-        inserted = {id(call) for call in calls}
 
         def rewire(x: Any) -> Any:
             return last if x is tensor else x
 
-        for call in self.calls:
-            if any(x is tensor for x in call.inputs):
-                call.args, call.kwargs = keras.tree.map_structure(rewire, (call.args, call.kwargs))
+        self._index()
+        for call in self._readers.pop(id(tensor), ()):
+            call.args, call.kwargs = keras.tree.map_structure(rewire, (call.args, call.kwargs))
+            self._readers.setdefault(id(last), []).append(call)
         self.outputs = keras.tree.map_structure(rewire, self.outputs)
-        at = next(
-            (i + 1 for i, call in enumerate(self.calls) if any(x is tensor for x in call.outputs)),
-            0,
-        )
-        self.calls[at:at] = [call for call in calls if id(call) in inserted]
+        maker = self._makers.get(id(tensor))
+        at = 0 if maker is None else self.calls.index(maker) + 1
+        self.calls[at:at] = calls
+        for call in calls:
+            self._enter(call)
         self.edited = True
 
 

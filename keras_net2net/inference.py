@@ -640,7 +640,7 @@ class Inference:
         facts = self.facts_of(call.operation, call.path)
         facts.calls += 1
         rule = rule_for(call.operation)
-        args, kwargs = keras.tree.map_structure(self._replace, (call.args, call.kwargs))
+        args, kwargs = self._arguments(call)
         facts.given = facts.given or (args, kwargs)
         site = RuleCall(self, call, facts)
         if rule is None:
@@ -661,6 +661,12 @@ class Inference:
             for expression in (*facts.units.values(), *_weight_axes(facts)):
                 site.fix(expression, why)
         self._set_outputs(call, site, outputs)
+
+    def _arguments(self, call: Call) -> tuple[Any, Any]:
+        """The arguments of a call, with axes in the place of tensors."""
+        if not call.kwargs and all(type(x) is Tensor for x in call.args):
+            return tuple(map(self.of, call.args)), {}  # most calls; `tree` takes its time
+        return keras.tree.map_structure(self._replace, (call.args, call.kwargs))
 
     def _replace(self, x: Any) -> Any:
         return self.of(x) if isinstance(x, Tensor) else x
@@ -727,7 +733,7 @@ class Inference:
             facts = self.facts_of(call.operation, call.path)
             facts.opened = True
             facts.calls += 1
-            args, kwargs = keras.tree.map_structure(self._replace, (call.args, call.kwargs))
+            args, kwargs = self._arguments(call)
             facts.given = facts.given or (args, kwargs)
             self._expose(facts, inner)
 

@@ -251,11 +251,14 @@ def track_layers(model: Any, layers: Sequence[Any]) -> None:
 
 def _set_layers(model: Any, layers: Sequence[Any]) -> None:
     model._tracker.stored_ids["layers"].update(map(id, layers))
-    # The list itself is the tracker's, too. TensorFlow may have wrapped it (it does up
-    # to Keras 3.10 at least), and refuses to save a wrapper whose list has changed.
-    tracked = unwrapped(model._layers)
-    list.__setitem__(tracked, slice(None), layers)
-    vars(model)["_layers"] = tracked
+    held = model._layers
+    if unwrapped(held) is held:
+        list.__setitem__(held, slice(None), layers)  # the list itself is the tracker's, too
+    else:
+        # Up to Keras 3.10 at least, a Functional model has a list of its own. TensorFlow
+        # wraps it, and refuses to save a wrapper whose list has changed: it gets a new one.
+        with keras_untracked():
+            model._layers = list(layers)
 
 
 def insert_into_sequential(model: Any, function: Any) -> None:
@@ -352,17 +355,25 @@ def rebuild(layer: Any, shapes: dict[str, Any], variable_for: Callable[..., Any]
         layer._path, layer._parent_path = path, parent
 
 
-def build_with_values(layer: Any, shapes: dict[str, Any], value_for: Callable[..., Any]) -> None:
+def build_with_values(layer: Any, shapes: dict[str, Any], value_for: Callable[..., Any]) -> bool:
     """Builds a new layer whose weights start at given values.
 
     Random initialisers whose values are then overwritten are what makes the
     by-hand way slow, so each weight is created straight from its value.
+
+    Returns:
+        Whether all of them were: a weight that its layer doesn't name can't be.
     """
     add_weight = layer.add_weight
+    all_given = True
 
     def add_given(*args: Any, **kwargs: Any) -> Any:
-        value = value_for(kwargs["name"])
-        if value is not None:
+        nonlocal all_given
+        name = kwargs.get("name")
+        value = None if name is None else value_for(name)
+        if value is None:
+            all_given = False
+        else:
             kwargs["initializer"] = lambda shape, dtype=None, **_: keras.ops.convert_to_tensor(
                 value, dtype=dtype
             )
@@ -373,6 +384,7 @@ def build_with_values(layer: Any, shapes: dict[str, Any], value_for: Callable[..
         layer.build(**shapes)
     finally:
         del layer.__dict__["add_weight"]
+    return all_given
 
 
 def set_variable(variable: Any, value: Any) -> None:
@@ -514,9 +526,13 @@ def optimizer_parts(optimizer: Any) -> list[Any]:
 def optimizer_variables(optimizer: Any) -> list[Any] | None:
     """The model variables that an optimizer was built for, or `None`.
 
-    An optimizer offers its own variables, not those that it updates.
+    An optimizer offers its own variables, not those that it updates. One that holds
+    another keeps no list of them up to Keras 3.10 at least: the inner one does.
     """
-    return list(optimizer._trainable_variables) if optimizer.built else None
+    if not optimizer.built:
+        return None
+    known = {id(v): v for part in optimizer_parts(optimizer) for v in part._trainable_variables}
+    return list(known.values())
 
 
 def reset_optimizer(optimizer: Any, variables: list[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -156,10 +157,15 @@ def shapes_of(model: Any) -> dict[str, Any]:
         ]
         found[path] = (
             sorted(set(tensors), key=repr),
-            [(weight.name, tuple(weight.shape)) for weight in layer.weights],
+            [(_own_name(weight), tuple(weight.shape)) for weight in layer.weights],
             specs if not isinstance(layer, keras.Model) else None,
         )
     return found
+
+
+def _own_name(weight: Any) -> str:
+    """The name of a weight; Keras numbers those without one over all models."""
+    return re.sub(r"^variable(_\d+)?$", "variable", weight.name)
 
 
 def assert_native(model: Any) -> Any:

@@ -359,6 +359,22 @@ def test_what_can_not_be_done_is_an_error_before_anything_is_copied(monkeypatch,
     assert_state(teacher, kept)
 
 
+@pytest.mark.parametrize("name", [None, "both"])
+def test_weights_without_names_of_their_own_are_copied_too(name):
+    class Affine(layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), name=name)
+            self.offset = self.add_weight(shape=(shape[-1],), name=name)
+
+        def call(self, x):
+            return self.scale * x + self.offset
+
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(6), Affine(), layers.Dense(2)])
+    randomize(model)
+    x = data_for(model)
+    assert_same(both_modes(n2n.clone(model), x), both_modes(model, x), 0.0)
+
+
 def test_a_layer_that_is_not_made_from_its_config_is_an_error():
     class Odd(keras.Layer):
         def __init__(self, secret):

@@ -140,8 +140,9 @@ class Deeper(Operation):
         """Inserts the layers into a draft."""
         steps = []
         for match in find_layers(draft, self.layers, repr(self)):
-            # An earlier insertion changed the graph: look the layer up again.
-            facts = draft.inference.facts[id(match.facts.operation)]
+            # Insertions leave all sizes; a widening among them doesn't: look the layer up again.
+            operation = match.facts.operation
+            facts = match.facts if self.units is None else draft.inference.facts[id(operation)]
             if not match.named and not isinstance(facts.operation, FAMILY):
                 continue
             steps += self._after(draft, facts)

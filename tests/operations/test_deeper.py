@@ -9,6 +9,8 @@ from keras import layers, ops
 
 import keras_net2net as n2n
 from keras_net2net.errors import FixedWidthError, GrowthError, NotIdentityError, SizeError
+from keras_net2net.growth import draft_growth
+from keras_net2net.inference import Inference
 from tests.helpers import (
     BACKEND,
     array,
@@ -737,3 +739,35 @@ def test_layers_that_are_no_part_of_the_graph_stay_behind_those_that_are():
     n2n.grow(model, n2n.Deeper("fc"), seed=0)
     order.insert(1, "fc_deeper_1")
     assert [w.path.split("/")[0] for w in model.weights] == [x for x in order for _ in range(2)]
+
+
+def residual(blocks: int) -> keras.Model:
+    x = inputs = keras.Input((4,))
+    for i in range(blocks):
+        y = layers.Dense(4, activation="relu", name=f"in{i}")(x)
+        x = layers.Add(name=f"sum{i}")([x, layers.Dense(4, name=f"back{i}")(y)])
+    return randomize(keras.Model(inputs, layers.Dense(3, name="out")(x)))
+
+
+def test_many_layers_are_deepened_in_one_pass(monkeypatch):
+    passes = []
+
+    class Counted(Inference):
+        def __init__(self, *args):
+            passes.append(self)
+            super().__init__(*args)
+
+    monkeypatch.setattr("keras_net2net.draft.Inference", Counted)
+    plan = n2n.plan(residual(20), n2n.Deeper("in*", count=2), seed=0)
+    assert sum(len(step.insertions) for step in plan.steps) == 40
+    assert len(passes) == 1  # one for each would make the time quadratic
+
+
+def test_a_graph_knows_who_reads_its_tensors_after_insertions():
+    draft = draft_growth(residual(3), n2n.Deeper(["in1", "back*"], count=2), seed=0)
+    graph = draft.graph
+    tensors = [*graph.flat_inputs, *(t for call in graph.calls for t in call.outputs)]
+    for tensor in tensors:
+        readers = [call for call in graph.calls if any(x is tensor for x in call.inputs)]
+        assert {id(call) for call in graph.consumers(tensor)} == set(map(id, readers))
+        assert len(graph.consumers(tensor)) == len(readers)
