@@ -16,7 +16,7 @@ def clone(model: Any) -> Any:
     """A model with the same function and weights of its own.
 
     Args:
-        model: A built Sequential or Functional `keras.Model`.
+        model: A built `keras.Model`.
 
     Returns:
         A new model of the same class and name, uncompiled: weights are copied, the
@@ -43,7 +43,7 @@ def clone_and_grow(
     """A larger student that computes what its teacher computes.
 
     Args:
-        teacher: A built Sequential or Functional `keras.Model`. It isn't changed.
+        teacher: A built `keras.Model`. It isn't changed.
         operations: An operation, or a list of operations.
         seed: See `grow`. Defaults to `None`.
         verify: See `grow`. Defaults to `True`.

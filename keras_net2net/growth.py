@@ -27,7 +27,7 @@ def plan(model: Any, operations: Any, *, seed: int | None = None) -> Plan:
     """Plans a growth without doing it.
 
     Args:
-        model: A built Sequential or Functional `keras.Model`.
+        model: A built `keras.Model`.
         operations: An operation, or a list of operations, done one after the
             other.
         seed: Integer, the seed of all that is drawn. Defaults to `None`: a random
@@ -90,8 +90,8 @@ def grow(
     If anything fails, the model and its training are as they were before.
 
     Args:
-        model: A built Sequential or Functional `keras.Model`, nested ones and
-            subclasses with a `train_step` of their own included.
+        model: A built `keras.Model`: Sequential, Functional or subclassed, nested ones
+            and those with a `train_step` of their own included.
         operations: An operation, or a list of operations, done one after the
             other: `Wider`, `Deeper`.
         seed: Integer, the seed of all that is drawn: the same seed gives the same
