@@ -332,7 +332,7 @@ IMAGES = {
 
 # What Keras itself doesn't run on a backend, or not as it does on others.
 NOT_RUN = {
-    "torch": {"count_nonzero"},
+    "torch": {"count_nonzero", "dot"},
     "tensorflow": {"argpartition", "searchsorted", "view_as_complex"},
     "jax": {"norm", "quantile"},
 }
