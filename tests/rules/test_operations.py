@@ -46,6 +46,9 @@ CASES = {
     "max over time, kept": lambda x, y: x * ops.max(y, axis=1, keepdims=True),
     "variance over time": lambda x, y: x * ops.var(y, axis=-2, keepdims=True),
     "softmax over time": lambda x, y: ops.softmax(x, axis=1) * y,
+    "matmul, shared by what makes one side": lambda x, y: ops.matmul(
+        x, ops.transpose(y, (0, 2, 1))
+    ),
     "transpose": lambda x, y: layers.Flatten()(ops.transpose(x + y, (0, 2, 1))),
 }
 

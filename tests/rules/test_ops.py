@@ -182,6 +182,9 @@ LAST = {
 }
 
 
+SUMS = np.array([[0.5, -1.0, 2.0], [1.0, 0.3, -0.4]], "float32")  # two sums over time
+
+
 def batched(x):
     """`rearrange` needs a known batch size."""
     return ops.reshape(x, (4, 3, 4))
@@ -193,6 +196,17 @@ SHAPES = {
     "broadcast_to": lambda x, y: ops.broadcast_to(x[:, :1], (4, 3, 4)) + y,
     "cdist": lambda x, y: ops.cdist(ops.swapaxes(x, 1, 2), ops.swapaxes(y, 1, 2)),
     "concatenate": lambda x, y: ops.concatenate([x, y], axis=-1),
+    "dot": lambda x, y: ops.moveaxis(ops.dot(SUMS, x), 0, 1),
+    "einsum": (
+        lambda x, y: ops.einsum("btc,kt->bkc", x, SUMS),
+        lambda x, y: ops.einsum("btc,btd->bcd", x, y),
+    ),
+    "inner": lambda x, y: ops.inner(ops.swapaxes(x, 1, 2), SUMS),
+    "matmul": (
+        lambda x, y: ops.matmul(SUMS, x),
+        lambda x, y: ops.matmul(ops.swapaxes(x, 1, 2), y),
+    ),
+    "tensordot": lambda x, y: ops.tensordot(batched(x), SUMS, axes=[[1], [1]]),
     "diagonal": lambda x, y: ops.diagonal(ops.stack([x, y, x * y], axis=1), axis1=1, axis2=2),
     "dsplit": lambda x, y: ops.concatenate(ops.dsplit(x, [1, 3])[::-1], axis=-1),
     "dstack": lambda x, y: ops.dstack([x, y]),
@@ -318,7 +332,7 @@ IMAGES = {
 
 # What Keras itself doesn't run on a backend, or not as it does on others.
 NOT_RUN = {
-    "torch": {"count_nonzero"},
+    "torch": {"count_nonzero", "dot"},
     "tensorflow": {"argpartition", "searchsorted", "view_as_complex"},
     "jax": {"norm", "quantile"},
 }
@@ -497,6 +511,27 @@ def test_split_parts_grow_apart_and_the_places_follow():
     assert split.indices_or_sections == (4,)
     assert split.get_config()["indices_or_sections"] == (4,)
     assert [tuple(part.shape) for part in split.output] == [(None, 3, 4), (None, 3, 9)]
+
+
+MOVES = {
+    "the first step": lambda x: x[:, 0],
+    "expand_dims, squeeze": lambda x: ops.squeeze(ops.expand_dims(x, 1), 1),
+    "reshape": lambda x: ops.reshape(x, (-1, 3, 1, 4)),
+    "there and back": lambda x: ops.swapaxes(ops.transpose(x, (0, 2, 1)), 1, 2),
+    "concatenated in time": lambda x: ops.concatenate([x, ops.moveaxis(x, 1, 1)], axis=1),
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_units_that_fill_still_do_after_a_move(move):
+    inputs = keras.Input(LINE)
+    x = layers.LayerNormalization()(move(layers.Dense(4, name="before")(inputs)))
+    model = randomize(keras.Model(inputs, layers.Dense(2, name="after")(x)))
+    data = data_for(model)
+    before = both_modes(model, data)
+    n2n.grow(model, n2n.Wider("before", units=7), seed=0, verify=False)
+    assert model.get_layer("before").units == 7
+    assert_same(both_modes(model, data), before, 1e-5)
 
 
 def test_a_growth_that_fails_leaves_the_settings_of_operations_as_they_were(monkeypatch):

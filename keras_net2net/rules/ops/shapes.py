@@ -56,6 +56,7 @@ def reshape(call: RuleCall, x: Axes) -> Axes:
         "newshape",
         tuple(old if old in (-1, None) else axis for old, axis in zip(target, axes, strict=True)),
     )
+    call.treat(PASSES)
     return axes
 
 
@@ -67,6 +68,7 @@ def expand_dims(call: RuleCall, x: Axes) -> Axes:
     axes = list(x)
     for at in positions(axis, len(x) + (len(axis) if isinstance(axis, (list, tuple)) else 1)):
         axes.insert(at, Fixed(1))
+    call.treat(PASSES)
     return tuple(axes)
 
 
@@ -78,6 +80,7 @@ def squeeze(call: RuleCall, x: Axes) -> Axes:
     dropped = (
         [at for at, e in enumerate(x) if e.size == 1] if axis is None else positions(axis, len(x))
     )
+    call.treat(PASSES)
     return use(call, x, dropped, "drops this axis", keep=False)
 
 
@@ -86,6 +89,7 @@ def transpose(call: RuleCall, x: Axes) -> Axes:
     """Moves units to other axes."""
     call.treat(PASSES)
     axes = call.layer.axes
+    call.treat(PASSES)
     return tuple(reversed(x)) if axes is None else tuple(x[axis] for axis in axes)
 
 
@@ -98,6 +102,7 @@ def moveaxis(call: RuleCall, x: Axes) -> Axes:
     targets = [axis % len(x) for axis in call.layer.destination]
     for target, source in sorted(zip(targets, sources, strict=True)):
         order.insert(target, source)
+    call.treat(PASSES)
     return tuple(x[at] for at in order)
 
 
@@ -108,6 +113,7 @@ def swapaxes(call: RuleCall, x: Axes) -> Axes:
     axes = list(x)
     first, second = call.layer.axis1, call.layer.axis2
     axes[first], axes[second] = axes[second], axes[first]
+    call.treat(PASSES)
     return tuple(axes)
 
 
@@ -223,6 +229,7 @@ def _join(call: RuleCall, xs: Sequence[Any], axis: int) -> Axes:
     parts = tensors_in(xs)
     if len({len(part) for part in parts}) > 1 or len(parts) != len(xs) or len(parts[0]) <= axis:
         return Refusal("joins tensors of different ranks")(call, xs)[0]
+    call.treat(PASSES if all(map(has_units, parts)) else None)
     return join(call, parts, axis)
 
 
@@ -241,6 +248,7 @@ def unstack(call: RuleCall, x: Axes) -> list[Axes]:
     """Passes units through on other axes than the one that it takes apart."""
     call.treat(PASSES)
     kept = use(call, x, positions(call.layer.axis, len(x)), "takes this axis apart", keep=False)
+    call.treat(PASSES)
     return [kept] * len(call.output_shapes)
 
 
@@ -323,6 +331,8 @@ def get_item(call: RuleCall, x: Axes, key: Any) -> Axes:
             call.fix(rest.pop(0), "picks one place along this axis")
         else:
             axes.append(_slice(call, rest.pop(0), part))
+    whole = all(any(axis is given for given in x) for axis in axes if has_units((axis,)))
+    call.treat(PASSES if whole else None)
     return tuple(axes)
 
 
