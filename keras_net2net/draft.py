@@ -39,11 +39,16 @@ class Draft:
     Args:
         model: The model.
         seed: The seed of all that is drawn.
+        stuck: Opened layers, by path, whose code couldn't have other sizes; with
+            what it does, and how often it was tried.
     """
 
-    def __init__(self, model: Any, seed: int) -> None:
+    def __init__(
+        self, model: Any, seed: int, stuck: Mapping[str, tuple[str, int]] | None = None
+    ) -> None:
         self.model = model
         self.seed = seed
+        self.stuck = dict(stuck or {})
         self.graph: Graph = graphs.read(model)
         self.settings: dict[int, dict[str, Any]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -57,7 +62,7 @@ class Draft:
     def inference(self) -> Inference:
         """What is inferred of the graph as it stands."""
         if self._inference is None:
-            self._inference = Inference(self.graph, self.settings, self.shapes)
+            self._inference = Inference(self.graph, self.settings, self.shapes, self.stuck)
         return self._inference
 
     def plan(self) -> Plan:

@@ -32,6 +32,21 @@ class NotIdentityError(GrowthError):
     """A layer can't be inserted as an identity, e.g. after a sigmoid."""
 
 
+class CodeError(GrowthError):
+    """The code of an opened layer can't have the new sizes.
+
+    Args:
+        message: The message.
+        path: The path of the layer, `""` for the model itself.
+        reason: What its code does.
+    """
+
+    def __init__(self, message: str, path: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.reason = reason
+
+
 class VerificationError(GrowthError):
     """The grown model doesn't compute what the model computed before."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from keras_net2net import keras_privates as privates
 from keras_net2net.apply import apply_plan, containers
 from keras_net2net.draft import Draft
-from keras_net2net.errors import GrowthError, explain
+from keras_net2net.errors import CodeError, GrowthError, explain
 from keras_net2net.graph import read
 from keras_net2net.operations.base import as_operations
 from keras_net2net.optimizers import update_optimizer
@@ -54,18 +54,28 @@ def plan(model: Any, operations: Any, *, seed: int | None = None) -> Plan:
     return draft_growth(model, operations, seed).plan()
 
 
-def draft_growth(model: Any, operations: Any, seed: int | None) -> Draft:
-    """Plans a growth, and returns the draft that knows the plan and the graph."""
-    wanted = as_operations(operations)
+def as_seed(seed: int | None) -> int:
+    """Checks a seed; `None` becomes a random one."""
     if seed is None:
-        seed = secrets.randbits(32)
-    elif isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        return secrets.randbits(32)
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise GrowthError(
             explain(
                 "The seed can't be used", "it is an integer", f"seed={seed!r}", "Pass an integer"
             )
         )
-    draft = Draft(model, int(seed))
+    return int(seed)
+
+
+def draft_growth(
+    model: Any,
+    operations: Any,
+    seed: int | None,
+    stuck: dict[str, tuple[str, int]] | None = None,
+) -> Draft:
+    """Plans a growth, and returns the draft that knows the plan and the graph."""
+    wanted = as_operations(operations)
+    draft = Draft(model, as_seed(seed), stuck)
     for operation in wanted:
         draft.steps.extend(operation.draft(draft))
     return draft
@@ -127,7 +137,30 @@ def grow(
     """
     started = time.perf_counter()
     _check_arguments(optimizer_state, learning_rate)
-    draft = draft_growth(model, operations, seed)
+    seed = as_seed(seed)
+    stuck: dict[str, tuple[str, int]] = {}
+    while True:
+        try:
+            return _grow(model, operations, seed, learning_rate, verify, stuck, started)
+        except CodeError as error:
+            # What the code of an opened layer does at other sizes shows once it has them.
+            # Its own sizes then stay, and, if that isn't enough, all that it works on.
+            tried = stuck.get(error.path, ("", 0))[1] + 1
+            if tried > 2 or not error.path:
+                raise
+            stuck[error.path] = (error.reason, tried)
+
+
+def _grow(
+    model: Any,
+    operations: Any,
+    seed: int,
+    learning_rate: float | None,
+    verify: Any,
+    stuck: dict[str, tuple[str, int]],
+    started: float,
+) -> GrowthReport:
+    draft = draft_growth(model, operations, seed, stuck)
     planned = draft.plan()
     compare = verify is not False and planned.exact and not planned.empty
     privates.sync_state(model)

@@ -465,6 +465,7 @@ class Inference:
         graph: The graph.
         settings: Attributes that a plan has changed so far, by `id` of layer.
         shapes: Shapes of weights that a plan has changed so far, by path.
+        stuck: Opened layers whose code can't have other sizes, as in `Draft`.
 
     Attributes:
         axes: The width expressions of each tensor, by `id` of `Tensor`.
@@ -477,10 +478,12 @@ class Inference:
         graph: Graph,
         settings: Mapping[int, Mapping[str, Any]],
         shapes: Mapping[str, tuple[int, ...]],
+        stuck: Mapping[str, tuple[str, int]] | None = None,
     ) -> None:
         self.graph = graph
         self.settings = settings
         self.shapes = shapes
+        self.stuck = stuck or {}
         self.axes: dict[int, Axes] = {}
         self.facts: dict[int, Facts] = {}
         self.normalized: list[Normalized] = []
@@ -736,6 +739,19 @@ class Inference:
             args, kwargs = self._arguments(call)
             facts.given = facts.given or (args, kwargs)
             self._expose(facts, inner)
+            if call.path in self.stuck:
+                self._fix_stuck(call, facts)
+
+    def _fix_stuck(self, call: Call, facts: Facts) -> None:
+        """Fixes what an opened layer makes, or all that it works on if that isn't enough."""
+        reason, tried = self.stuck[call.path]
+        why = f"({type(call.operation).__name__}) can't have other sizes inside: {reason}"
+        below = [one for one in self.facts.values() if one.path.startswith(f"{call.path}/")]
+        expressions = [units for one in (facts, *below) for units in one.units.values()]
+        if tried > 1:
+            expressions += [axis for x in (*call.inputs, *call.outputs) for axis in self.of(x)]
+        for expression in expressions:
+            fix(expression, Obstacle(call.path, why))
 
     def _enter(self, tensor: Tensor, source: Tensor | None, obstacle: Obstacle) -> None:
         """Gives an input of a nested graph the axes of the tensor that it stands for."""

@@ -18,7 +18,7 @@ import keras
 
 from keras_net2net import keras_privates as privates
 from keras_net2net.draft import Draft
-from keras_net2net.errors import GrowthError, explain
+from keras_net2net.errors import CodeError, explain
 from keras_net2net.graph import Call, Graph, Tensor, read, read_layer, symbolic_inputs
 from keras_net2net.plan import LayerChange, Plan, Step
 from keras_net2net.transaction import Transaction
@@ -41,7 +41,7 @@ def update_opened(plan: Plan, draft: Draft, transaction: Transaction) -> tuple[s
         Notes on layers whose configuration can't say what they are now.
 
     Raises:
-        GrowthError: If the code of a layer does something else at its new sizes.
+        CodeError: If the code of a layer does something else at its new sizes.
     """
     calls = {id(call.inner): call for _, call in draft.graph.all_calls() if call.inner is not None}
     opened = [
@@ -243,9 +243,9 @@ _ARITHMETIC = frozenset(
 )
 
 
-def _differs(graph: Graph, why: str) -> GrowthError:
+def _differs(graph: Graph, why: str) -> CodeError:
     kind = type(graph.model).__name__
-    return GrowthError(
+    return CodeError(
         explain(
             f"The layer {graph.path or graph.model.name!r} ({kind}) can't have the new sizes",
             why,
@@ -253,5 +253,7 @@ def _differs(graph: Graph, why: str) -> GrowthError:
             "looked into",
             f"Take sizes from tensors or from sublayers in {kind}.call, or register a rule for it "
             "with `keras_net2net.register_rule`",
-        )
+        ),
+        graph.path,
+        why,
     )
