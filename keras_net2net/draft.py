@@ -177,7 +177,8 @@ class Draft:
         for facts in self.inference.facts.values():
             change = self._layer_change(facts, evaluate, how)
             if change is not None:
-                layers.append(change)
+                if not facts.passing:
+                    layers.append(change)
                 changed = self.settings.setdefault(id(facts.operation), {})
                 changed.update({key: new for key, _, new in change.config})
         for g in self.graph.subgraphs():

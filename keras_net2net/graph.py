@@ -15,7 +15,7 @@ import keras
 
 from keras_net2net import keras_privates as privates
 from keras_net2net.errors import GrowthError, explain
-from keras_net2net.opening import Opened, open_layer
+from keras_net2net.opening import Opened, open_function, open_layer
 from keras_net2net.rules.registry import rule_for
 
 Shape = tuple[int | None, ...]
@@ -221,6 +221,21 @@ def read_layer(layer: Any, path: str, args: Any, kwargs: Any) -> Graph:
     return reader.opened(layer, path, args, kwargs, outside)
 
 
+def read_function(function: Any, sizes: Any, dtype: str, path: str) -> Graph | None:
+    """The graph of what a function of one tensor does, if that can be seen."""
+    record = open_function(function, sizes, dtype)
+    if record is None:
+        return None
+    reader = _Reader()
+    known: dict[int, Tensor] = {}
+    graph = Graph(
+        function, path, [reader.tensor_of(record.inputs[0], known)], None, [], opened=True
+    )
+    reader.add_calls(graph, record.nodes, known)
+    graph.outputs = reader.tensor_of(record.outputs, known)
+    return graph
+
+
 def _not_built(model: Any) -> str:
     return explain(
         f"The model {model.name!r} can't grow yet",
@@ -311,7 +326,7 @@ class _Reader:
         nested_inputs, nested_outputs = privates.structures_of(function)
         graph = Graph(model, path, keras.tree.map_structure(tensor_of, nested_inputs), None, [])
         self._seen[id(model)] = graph
-        self._add_calls(graph, privates.nodes_of(function), known)
+        self.add_calls(graph, privates.nodes_of(function), known)
         graph.outputs = keras.tree.map_structure(tensor_of, nested_outputs)
         return graph
 
@@ -335,13 +350,15 @@ class _Reader:
                     owner, below, variable = record.variables[id(x)]
                     owner_path = (path + below).removeprefix("/")
                     self.tensor_of(x, known).variable = (owner, owner_path, variable)
-        self._add_calls(graph, record.nodes, known)
+        self.add_calls(graph, record.nodes, known)
         graph.outputs = keras.tree.map_structure(lambda x: self.tensor_of(x, known), record.outputs)
         for tensor in known.values():
             tensor.keras_tensor = None  # a record isn't part of any model
         return graph
 
-    def _add_calls(self, graph: Graph, nodes: list[Any], known: dict[int, Tensor]) -> None:
+    def add_calls(self, graph: Graph, nodes: list[Any], known: dict[int, Tensor]) -> None:
+        """Adds the calls of nodes to a graph."""
+
         def tensor_of(x: Any) -> Any:
             return self.tensor_of(x, known)
 

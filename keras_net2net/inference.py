@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 from keras_net2net import keras_privates as privates
-from keras_net2net.graph import Call, Graph, Tensor
+from keras_net2net.graph import Call, Graph, Tensor, read_function
 from keras_net2net.rules.registry import rule_for
 from keras_net2net.weights import FOLLOWS, MAKES, READS
 from keras_net2net.widths import (
@@ -183,6 +183,8 @@ class Facts:
         part_of: The path of the layer whose rule speaks for this one, too.
         calls: How often it is called.
         opened: Whether it has no rule, and was opened.
+        passing: Whether it is an operation inside an opened layer, which the layer's
+            code makes anew at each call.
     """
 
     operation: Any
@@ -196,6 +198,7 @@ class Facts:
     part_of: str | None = None
     calls: int = 0
     opened: bool = False
+    passing: bool = False
 
     @property
     def main(self) -> Expression:
@@ -356,19 +359,24 @@ class RuleCall:
         """
         self._treatment = treatment
 
-    def normalize(self, expression: Expression, fill: str | None, copies: bool = True) -> None:
-        """Says that the operation normalizes over units.
+    def normalize(
+        self,
+        expression: Expression,
+        fill: str | None,
+        copies: bool = True,
+        why: str = "normalizes over its units",
+    ) -> None:
+        """Says that the operation normalizes over units, or takes their mean.
 
         Args:
             expression: The units.
             fill: `"mean"` or `"zero"`, if units that hold that leave the others as
                 they are.
             copies: Whether copying all of them equally often does. Defaults to `True`.
+            why: What it does, for who asks for another size.
         """
         self._inference.normalized.append(
-            Normalized(
-                expression, fill, copies, self.content, self.obstacle("normalizes over its units")
-            )
+            Normalized(expression, fill, copies, self.content, self.obstacle(why))
         )
 
     def unify(self, a: Expression, b: Expression, why: str = "needs both sizes to agree") -> None:
@@ -432,6 +440,19 @@ class RuleCall:
         self._treatment = inner._treatment
         return outputs
 
+    def follow(self, function: Any, axes: Axes) -> Axes | None:
+        """Follows units through a function of one tensor, by looking at what it does.
+
+        Args:
+            function: The function, made of Keras's operations.
+            axes: The axes of its argument.
+
+        Returns:
+            Those of what it returns; `None` where that can't be seen.
+        """
+        path = f"{self._facts.path}/{getattr(function, '__name__', 'function')}"
+        return self._inference.follow(function, axes, self._call.outputs[0].dtype, path)
+
     def role(self, expression: Expression, role: str) -> bool:
         """Gives an axis of a variable that is used as a tensor its role.
 
@@ -492,6 +513,7 @@ class Inference:
         self._variables: dict[int, tuple[Facts, str, int, Width]] = {}
         self.demands: list[tuple[Call, Facts, Expression, tuple[int, ...]]] = []
         self._parts_that_share: dict[int, tuple[Facts, Expression, Scaled | None]] = {}
+        self._followed: list[Graph] = []
         self._paths: set[str] = set()
         self._widths = 0
         self._inferred: set[int] = set()
@@ -629,6 +651,23 @@ class Inference:
         """See `RuleCall.share`."""
         self.demands.append((call, facts, expression, tensors))
 
+    def follow(self, function: Any, axes: Axes, dtype: str, path: str) -> Axes | None:
+        """See `RuleCall.follow`."""
+        graph = read_function(function, [axis.size for axis in axes], dtype, path)
+        if graph is None:
+            return None
+        (tensor,) = graph.flat_inputs
+        self.axes[id(tensor)] = tuple(
+            Fixed(size) if axis.size is None else axis
+            for axis, size in zip(axes, tensor.shape, strict=True)
+        )
+        self._followed.append(graph)  # tensors are known by their `id`
+        self._infer(graph)
+        (made,) = graph.flat_outputs
+        return tuple(
+            old if old.size is None else new for old, new in zip(axes, self.of(made), strict=True)
+        )
+
     def _infer(self, graph: Graph) -> None:
         if id(graph) in self._inferred:
             return
@@ -642,6 +681,7 @@ class Inference:
             return
         facts = self.facts_of(call.operation, call.path)
         facts.calls += 1
+        facts.passing = call.node is None and not isinstance(call.operation, keras.Layer)
         rule = rule_for(call.operation)
         args, kwargs = self._arguments(call)
         facts.given = facts.given or (args, kwargs)

@@ -9,6 +9,7 @@ so that a new version of Keras is checked in one file. Seen working from Keras
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -94,6 +95,37 @@ def unrecorded(layer: Any) -> Iterator[None]:
         for one, inbound, outbound in held:
             one._inbound_nodes[:] = inbound
             one._outbound_nodes[:] = outbound
+
+
+@contextlib.contextmanager
+def specs_by_call(layer: Any) -> Iterator[None]:
+    """Lets sublayers whose own `compute_output_spec` fails be asked by their `call`.
+
+    A subclass may take arguments in `call` that the `compute_output_spec` that it
+    inherits doesn't know; then no call of it on symbolic tensors works.
+    """
+    changed = []
+    for one in all_layers(layer)[1:]:
+        if is_keras_layer(one) or "compute_output_spec" in vars(one):
+            continue
+        vars(one)["compute_output_spec"] = functools.partial(_spec, one, one.compute_output_spec)
+        changed.append(one)
+    try:
+        yield
+    finally:
+        for one in changed:
+            del vars(one)["compute_output_spec"]
+
+
+def _spec(layer: Any, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return own(*args, **kwargs)
+    except Exception:
+        with unrecorded(layer):
+            made = layer.call(*args, **kwargs)
+        return keras.tree.map_structure(
+            lambda x: x if x is None else keras.KerasTensor(x.shape, dtype=x.dtype), made
+        )
 
 
 def all_layers(layer: Any) -> list[Any]:

@@ -85,8 +85,16 @@ def _steps(record: Opened) -> list[Any]:
         operation = node.operation
         layer = isinstance(operation, keras.Layer)
         who = id(operation) if layer else (type(operation), _settings(operation))
-        steps.append((who, [name(x) for x in node.input_tensors]))
+        numbers = [x for x in keras.tree.flatten(_arguments(node)) if not _is_symbolic(x)]
+        steps.append((who, [name(x) for x in node.input_tensors], repr(numbers)))
     return [*steps, [name(x) for x in keras.tree.flatten(record.outputs)]]
+
+
+def _arguments(node: Any) -> Any:
+    """What an operation is called with; of a layer, only tensors count."""
+    if isinstance(node.operation, keras.Layer):
+        return []
+    return node.arguments.args, node.arguments.kwargs
 
 
 def _settings(operation: Any) -> str:
@@ -138,6 +146,7 @@ def _record(
     with (
         keras.StatelessScope(),
         privates.unrecorded(layer),
+        privates.specs_by_call(layer),
         _symbolic_variables(owned, symbols),
     ):
         inside = keras.tree.map_structure(stand_in, (list(args), dict(kwargs)))
@@ -147,6 +156,34 @@ def _record(
             raise TypeError(f"`call` of {type(layer).__name__} returns something else than tensors")
         nodes = privates.nodes_between([*inputs.values(), *symbols.values()], flat)
     return Opened(inputs, outputs, nodes, variables)
+
+
+def open_function(function: Any, sizes: Sequence[int | None], dtype: str) -> Opened | None:
+    """Records what a function of one tensor does.
+
+    Args:
+        function: The function.
+        sizes: The shape of its argument.
+        dtype: Its dtype.
+
+    Returns:
+        The record; `None` if it can't be seen, doesn't keep the shape, or computes
+        with numbers that depend on it.
+    """
+    records = []
+    for more in (0, 2):
+        shape = tuple((UNKNOWN[0] if size is None else size) + more for size in sizes)
+        given = keras.Input(batch_shape=shape, dtype=dtype)
+        try:
+            with keras.StatelessScope():
+                made = function(given)
+            nodes = privates.nodes_between([given], [made])
+        except Exception:
+            return None  # whatever it needs, it isn't a symbolic tensor
+        if tuple(made.shape) != shape:
+            return None
+        records.append(Opened({0: given}, made, nodes, {}))
+    return records[0] if _steps(records[0]) == _steps(records[1]) else None
 
 
 def _own_variables(layer: Any) -> list[tuple[Any, str, Any]]:

@@ -59,7 +59,8 @@ def update_opened(plan: Plan, draft: Draft, transaction: Transaction) -> tuple[s
         done.add(id(graph.model))
         below = [_changes_below(graph, step.layers) for step in plan.steps]
         steps = [_sizes(*pair) for pair in zip(below, plan.steps, strict=True)]
-        if any(below) and not _update(graph, calls.get(id(graph)), steps, transaction):
+        grown = any(change.variables for layers in below for change in layers)
+        if grown and not _update(graph, calls.get(id(graph)), steps, transaction):
             kind = type(graph.model).__name__
             notes.append(
                 f"{graph.model.name!r} ({kind}) can't be rebuilt from its configuration: to load "
@@ -187,6 +188,12 @@ def _twin(layer: Any, config: dict[str, Any], inputs: tuple[list[Any], dict[str,
     try:
         twin = type(layer).from_config(config)
         twin(*inputs[0], **inputs[1])
+        return twin
+    except Exception:
+        shapes = privates.build_shapes(layer) or {}
+    try:  # its own shapes were brought up to date
+        twin = type(layer).from_config(config)
+        twin.build(**shapes)
     except Exception:
         return None
     return twin

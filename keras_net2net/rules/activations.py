@@ -161,6 +161,10 @@ def activate(call: RuleCall, x: Axes, function: Any) -> Axes | None:
     if name in OVER_AN_AXIS:
         call.fix(x[-1], f"normalizes over its units with {name}")
         return x
+    followed = call.follow(function, x)
+    if followed is not None:
+        call.treat(None)
+        return followed
     label = getattr(function, "__name__", type(function).__name__)
     call.fix(x, f"has the activation {label!r}, of which it isn't known that it acts per element")
     return x

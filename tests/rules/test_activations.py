@@ -156,7 +156,7 @@ def test_a_function_of_the_users_own_is_not_taken_for_a_known_one(layer):
     model = randomize(sandwich((5,), layer()))
     weights = snapshot(model)
     name = "before" if isinstance(model.get_layer("it"), layers.Activation) else "it"
-    with pytest.raises(n2n.FixedWidthError, match="it isn't known that it acts per element"):
+    with pytest.raises(n2n.FixedWidthError, match="adds or multiplies up|picks places"):
         n2n.grow(model, n2n.Wider(name, units=6))
     assert_untouched(model, weights)
 
@@ -176,3 +176,36 @@ def test_a_layer_with_weights_as_activation_grows_once_it_has_them():
     n2n.grow(model, n2n.Wider(["before", "it"], units=6), seed=0, verify=False)
     assert model.get_layer("it").activation.alpha.shape == (6,)
     assert_same(both_modes(model, x), before)
+
+
+@keras.saving.register_keras_serializable("tests")
+def approximate(x):
+    return 0.5 * x * (1.0 + ops.tanh(0.8 * (x + 0.04 * x * x * x)))
+
+
+def by_the_number_of_units(x):
+    return x / float(x.shape[-1])
+
+
+def closed(x):
+    if isinstance(x, keras.KerasTensor):
+        raise TypeError("numbers alone")
+    return x
+
+
+def test_a_function_of_the_users_own_is_followed_through_what_it_does():
+    check_growth(
+        lambda: sandwich(
+            (5,), layers.Dense(4, activation=approximate), layers.Activation(approximate)
+        ),
+        path=None,
+    )
+
+
+@pytest.mark.parametrize("function", [by_the_number_of_units, closed], ids=lambda f: f.__name__)
+def test_a_function_that_depends_on_sizes_or_is_closed_is_refused(function):
+    model = randomize(sandwich((5,), layers.Dense(4, activation=function, name="it")))
+    weights = snapshot(model)
+    with pytest.raises(n2n.FixedWidthError, match="it isn't known that it acts per element"):
+        n2n.grow(model, n2n.Wider("it", units=6))
+    assert_untouched(model, weights)

@@ -8,7 +8,15 @@ import pytest
 from keras import layers, ops
 
 import keras_net2net as n2n
-from tests.helpers import assert_untouched, check_growth, randomize, snapshot
+from tests.helpers import (
+    assert_same,
+    assert_untouched,
+    both_modes,
+    check_growth,
+    data_for,
+    randomize,
+    snapshot,
+)
 
 CONSTANT = np.array([0.5, -1.0, 2.0, 0.25], "float32")
 
@@ -73,7 +81,7 @@ def test_the_mean_over_space_is_a_pooling(tmp_path):
 
 REFUSED = {
     "sum over units": (lambda x, y: x + ops.sum(y, -1, keepdims=True), "reduces this axis"),
-    "mean over all": (lambda x, y: x * ops.mean(y), "reduces this axis"),
+    "sum over all": (lambda x, y: x * ops.sum(y), "reduces this axis"),
     "softmax over units": (lambda x, y: ops.softmax(x + y), "normalizes over its units"),
     "log_softmax over all": (lambda x, y: ops.log_softmax(x + y, axis=(1, 2)), "normalizes over"),
     "an array": (lambda x, y: x + y + CONSTANT, "fixed"),
@@ -100,3 +108,29 @@ def test_the_path_to_an_operation_is_told():
     model = graph(lambda x, y: layers.ReLU(name="relu")(ops.flip(layers.ReLU(name="near")(y), 2)))()
     with pytest.raises(n2n.FixedWidthError, match="path: right -> near -> flip"):
         n2n.plan(model, n2n.Wider("right", units=6))
+
+
+def by_hand(x, y):
+    centred = y - ops.mean(y, axis=-1, keepdims=True)
+    return x + centred / ops.sqrt(ops.mean(ops.square(centred), axis=-1, keepdims=True) + 1e-3)
+
+
+MEANS = {
+    "a layer normalization by hand": by_hand,
+    "mean over all": lambda x, y: x * ops.mean(y),
+    "max over units": lambda x, y: x + ops.max(y, axis=-1, keepdims=True),
+    "variance over units": lambda x, y: x + ops.var(y, axis=-1, keepdims=True),
+}
+
+
+@pytest.mark.parametrize("kind", [{}, {"new_units": "fresh"}], ids=repr)
+@pytest.mark.parametrize("function", MEANS.values(), ids=MEANS)
+def test_means_and_limits_over_units_stay_where_all_are_copied_equally_often(function, kind):
+    model = randomize(graph(function)())
+    x, weights = data_for(model), snapshot(model)
+    before = both_modes(model, x)
+    with pytest.raises(n2n.SizeError, match="whole multiple"):
+        n2n.grow(model, n2n.Wider("right", units=6, **kind))
+    assert_untouched(model, weights)
+    n2n.grow(model, n2n.Wider("right", units=12, **kind), seed=0, verify=False)
+    assert_same(both_modes(model, x), before)

@@ -6,18 +6,19 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.inference import RuleCall
+from keras_net2net.inference import KEEPS_ZERO, PASSES, RuleCall
 from keras_net2net.rules.kinds import (
     along,
     along_last,
     broadcast,
     elementwise,
+    has_units,
     positions,
     tensors_in,
     use,
 )
 from keras_net2net.rules.registry import refuse, register_rule
-from keras_net2net.widths import Axes, Fixed
+from keras_net2net.widths import Axes, Fixed, product
 
 
 def named(*names: str) -> list[Any]:
@@ -190,6 +191,13 @@ REDUCTIONS = [
     "trapezoid",
     "var",
 ]
+# Copying all units equally often changes none of these.
+OF_EQUAL_COPIES = frozenset(
+    [
+        *("all", "amax", "amin", "any", "max", "mean", "median", "min", "nanmax", "nanmean"),
+        *("nanmedian", "nanmin", "nanstd", "nanvar", "ptp", "std", "var"),
+    ]
+)
 REDUCES = "reduces this axis"
 
 register_rule(*named(*ELEMENTWISE))(elementwise)
@@ -197,9 +205,16 @@ register_rule(*named(*ELEMENTWISE))(elementwise)
 
 @register_rule(*named(*REDUCTIONS))
 def reduction(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
-    """Passes units through on the axes that stay; fixes those that it reduces over."""
+    """Passes units on axes that stay; over others, means and limits take whole multiples."""
     reduced = positions(call.layer.axis, len(x))
-    call.fix([x[at] for at in reduced], REDUCES)
+    over = [x[at] for at in reduced]
+    name = type(call.layer).__name__.lower()
+    if not has_units(tuple(over)):
+        call.treat(PASSES if name in ("mean", "sum") else KEEPS_ZERO if name == "max" else None)
+    elif name in OF_EQUAL_COPIES:
+        call.normalize(product(over), None, why=f"takes the {name} over its units")
+    else:
+        call.fix(over, REDUCES)
     if getattr(call.layer, "keepdims", False):
         return tuple(Fixed(1) if i in reduced else e for i, e in enumerate(x))
     return tuple(e for i, e in enumerate(x) if i not in reduced)
