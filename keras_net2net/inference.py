@@ -220,12 +220,15 @@ class RuleCall:
         self._call = call
         self._facts = facts
         self._treatment: str | None = None
+        self._shapes: list[tuple[int | None, ...]] | None = None
         self.content = inference.content_of(call) if content is None else content
         self.layer = facts.operation
 
     @property
     def output_shapes(self) -> list[tuple[int | None, ...]]:
         """The shapes of the outputs of this call, flat."""
+        if self._shapes is not None:
+            return self._shapes
         return [tensor.shape for tensor in self._call.outputs]
 
     def setting(self, key: str) -> Any:
@@ -262,6 +265,10 @@ class RuleCall:
         if isinstance(width, Width) and width.name.startswith(path):
             width.name = f"{path}:{key}" if self._facts.units else path
         self._facts.units[key] = expression
+
+    def counted(self, layer: Any) -> dict[str, Expression]:
+        """The sizes that a layer inside this one counts, once its rule was applied."""
+        return dict(self._inference.facts[id(layer)].units)
 
     def new_units(self, name: str, size: int) -> Expression:
         """Units that follow from the layer's settings, under a name of their own."""
@@ -391,7 +398,12 @@ class RuleCall:
         return Obstacle(self._facts.path, f"({type(self.layer).__name__}) {why}")
 
     def apply(
-        self, operation: Any, *args: Any, content: Content | None = None, **kwargs: Any
+        self,
+        operation: Any,
+        *args: Any,
+        content: Content | None = None,
+        shapes: list[tuple[int | None, ...]] | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Applies the rule of a layer that this one holds, as a cell or an activation.
 
@@ -400,6 +412,8 @@ class RuleCall:
             *args: What it is called with, axes in the place of tensors.
             content: What its inputs hold for units that fill. Defaults to what the
                 outer layer's hold.
+            shapes: The shapes of its outputs, where they aren't those of the outer
+                layer. Defaults to `None`: they are.
             **kwargs: Likewise.
 
         Returns:
@@ -412,7 +426,7 @@ class RuleCall:
             if not operation.built and privates.build_shapes(operation) is None:
                 if _stateless(operation):
                     facts = Facts(operation, self._facts.path)
-                    return self._run(rule, facts, content, args, kwargs)
+                    return self._run(rule, facts, content, shapes, args, kwargs)
                 return None  # it may still get weights
             path = f"{self._facts.path}/{operation.name}"
             facts = self._inference.facts_of(operation, path)
@@ -421,13 +435,22 @@ class RuleCall:
             facts.calls += 1
         else:
             facts = Facts(operation, self._facts.path)
-        outputs = self._run(rule, facts, content, args, kwargs)
+        outputs = self._run(rule, facts, content, shapes, args, kwargs)
         if not self._inference.weights_covered(facts):
             return None
         return outputs
 
-    def _run(self, rule: Any, facts: Facts, content: Content | None, args: Any, kwargs: Any) -> Any:
+    def _run(
+        self,
+        rule: Any,
+        facts: Facts,
+        content: Content | None,
+        shapes: list[tuple[int | None, ...]] | None,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
         inner = RuleCall(self._inference, self._call, facts, content or self.content)
+        inner._shapes = shapes or self._shapes
         outputs = rule(inner, *args, **kwargs)
         self._treatment = inner._treatment
         return outputs
@@ -658,6 +681,10 @@ class Inference:
             if outputs is not None and not self.weights_covered(facts):
                 outputs = None
                 why = "holds weights that its rule doesn't cover"
+            ranks = [len(axes) for axes in _flatten(outputs) if axes is not None]
+            if outputs is not None and ranks != [len(t.shape) for t in call.outputs]:
+                outputs = None
+                why = "has outputs of other ranks than its rule says"
         if outputs is None:
             for tensor in call.inputs:
                 site.fix(self.of(tensor), why)
