@@ -282,12 +282,10 @@ def outputs(model: Any, x: Any, modes: Sequence[bool] = (False,)) -> list[np.nda
     if keras.backend.backend() == "jax":
         made = _compiled(model, x, modes)
     else:
-        state = [(variable, _array(variable)) for variable in model.non_trainable_variables]
         made = []
         for mode in modes:
-            made.append(model(x, training=mode))
-            for variable, value in state:
-                variable.assign(value)
+            with keras.StatelessScope():
+                made.append(model(x, training=mode))
     return [_array(y).astype("float64") for y in keras.tree.flatten(made)]
 
 

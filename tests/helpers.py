@@ -28,6 +28,9 @@ __all__ = [
 
 BACKEND = keras.backend.backend()
 
+# What the battery does for cases that differ in little; JAX compiles all of it for seconds.
+QUICK: dict[str, Any] = {"policies": (), "save": False, "train": False}
+
 if BACKEND == "jax":
     import jax
 

@@ -14,7 +14,7 @@ from keras_net2net.inference import RuleCall, follows, makes, reads
 from keras_net2net.rules.activations import activate
 from keras_net2net.rules.kinds import broadcast, channel_axis
 from keras_net2net.rules.registry import register_rule
-from keras_net2net.widths import EXPRESSIONS, Axes, Expression, Fixed, concat, product, resolve
+from keras_net2net.widths import EXPRESSIONS, Axes, Expression, Fixed, concat, product
 
 States = list[Any]
 
@@ -181,6 +181,11 @@ def bidirectional(
         if result is None:
             return None
         results.append(result if isinstance(result, list) else [result])
+    # Keras takes the shape of both from the first, and saves one configuration for both.
+    back = call.counted(layer.backward_layer)
+    for key, units in call.counted(layer.forward_layer).items():
+        call.unify(units, back.get(key, Fixed(None)), "has as many units in both directions")
+        call.expose(key, units)
     (forward, *kept), (backward, *more) = results
     if layer.merge_mode == "concat":
         merged = [(*forward[:-1], concat([forward[-1], backward[-1]]))]
@@ -190,10 +195,6 @@ def bidirectional(
         merged = [broadcast(call, [forward, backward])]
     if len({len(forward), len(backward)}) > 1:
         return None
-    back = call.counted(layer.backward_layer)
-    for key, units in call.counted(layer.forward_layer).items():
-        both = [units, back.get(key, Fixed(0))]
-        call.expose(key, units if resolve(both[0]) == resolve(both[1]) else concat(both))
     outputs = [*merged, *kept, *more]
     return outputs if len(outputs) > 1 else outputs[0]
 
