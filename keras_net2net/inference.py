@@ -203,6 +203,9 @@ class Facts:
         return next(iter(self.units.values()), Fixed(0))
 
 
+Place = tuple[Facts, str, int]  # an axis of a weight
+
+
 class RuleCall:
     """What a rule uses to say what a layer does; one for each call of a layer.
 
@@ -465,7 +468,7 @@ class RuleCall:
         Returns:
             Whether it is such an axis, and may have that role.
         """
-        return self._inference.give_role(expression, role, self.content)
+        return self._inference.give_role(self._call, expression, role, self.content)
 
     def share(self, expression: Expression, *tensors: int) -> None:
         """Says that units are summed over that two tensors hold, none of them a weight.
@@ -518,6 +521,7 @@ class Inference:
         self._paths: set[str] = set()
         self._widths = 0
         self._inferred: set[int] = set()
+        self._reading: set[tuple[int, int, str, int]] = set()  # calls, and what reads in them
         for tensor in graph.flat_inputs:
             name = getattr(tensor.keras_tensor, "name", "the input")
             self.axes[id(tensor)] = fixed_axes(
@@ -534,9 +538,11 @@ class Inference:
             for expression in self.of(tensor):
                 fix(expression, Obstacle(where, "is an output of the model"))
         self._give_shares_to_parts()
-        if self.demands:
-            from keras_net2net.sharing import share_demands
+        from keras_net2net.sharing import check_variables, share_demands
 
+        if self._variables:
+            check_variables(self)
+        if self.demands:
             share_demands(self)
 
     def new_width(self, name: str, size: int) -> Width:
@@ -607,7 +613,7 @@ class Inference:
             axes.append(alias)
         return tuple(axes)
 
-    def give_role(self, expression: Expression, role: str, content: Content) -> bool:
+    def give_role(self, call: Call, expression: Expression, role: str, content: Content) -> bool:
         """See `RuleCall.role`."""
         if id(expression) not in self._variables:
             return False
@@ -619,7 +625,23 @@ class Inference:
             content = content.join(axes[at].content)
         axes[at] = dataclasses.replace(axes[at], role=role, content=content)
         facts.weights[name] = tuple(axes)
+        if role == READS:
+            self._reading.add((id(call), id(facts), name, at))
         return True
+
+    def read_in(self, tensor: Tensor) -> set[Place]:
+        """The axes of a variable that a symbolic tensor stands for that read units."""
+        places = (self._variables.get(id(axis)) for axis in self.of(tensor))
+        return {
+            (facts, name, at)
+            for facts, name, at, _ in filter(None, places)
+            if facts.weights[name][at].role == READS
+        }
+
+    def is_read_by(self, place: Place, call: Call) -> bool:
+        """Whether a call sums over units with this axis of a variable."""
+        facts, name, at = place
+        return (id(call), id(facts), name, at) in self._reading
 
     def is_tensor(self, facts: Facts, name: str) -> bool:
         """Whether a weight is used as a tensor, too."""
