@@ -1,8 +1,10 @@
 """Grow neural networks while they train: Net2Net for Keras 3."""
 
+from keras_net2net import testing
 from keras_net2net.callbacks import GrowthScheduler
 from keras_net2net.clones import clone, clone_and_grow, net2deeper, net2wider
 from keras_net2net.errors import (
+    CheckError,
     ConflictError,
     FixedWidthError,
     GrowthError,
@@ -22,6 +24,7 @@ from keras_net2net.rules.registry import register_rule
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckError",
     "ConflictError",
     "Deeper",
     "FixedWidthError",
@@ -45,4 +48,5 @@ __all__ = [
     "plan",
     "reads",
     "register_rule",
+    "testing",
 ]

@@ -1,5 +1,7 @@
 """The errors that a growth can end in; all of them are `ValueError`s.
 
+`CheckError`, an `AssertionError`, says that a check of `keras_net2net.testing` failed.
+
 A message has four parts, in this order: what can't be done to which layer,
 why (with the obstacle and the path to it), what was received, and what to do
 instead. `explain` puts the parts together, so that every message has them.
@@ -49,6 +51,10 @@ class CodeError(GrowthError):
 
 class VerificationError(GrowthError):
     """The grown model doesn't compute what the model computed before."""
+
+
+class CheckError(AssertionError):
+    """A check of `keras_net2net.testing` failed: a rule is wrong, or a model can't be grown."""
 
 
 def explain(problem: str, why: str, received: str, instead: str) -> str:

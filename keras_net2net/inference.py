@@ -206,6 +206,9 @@ class Facts:
         return next(iter(self.units.values()), Fixed(0))
 
 
+Place = tuple[Facts, str, int]  # an axis of a weight
+
+
 class RuleCall:
     """What a rule uses to say what a layer does; one for each call of a layer.
 
@@ -223,12 +226,15 @@ class RuleCall:
         self._call = call
         self._facts = facts
         self._treatment: str | None = None
+        self._shapes: list[tuple[int | None, ...]] | None = None
         self.content = inference.content_of(call) if content is None else content
         self.layer = facts.operation
 
     @property
     def output_shapes(self) -> list[tuple[int | None, ...]]:
         """The shapes of the outputs of this call, flat."""
+        if self._shapes is not None:
+            return self._shapes
         return [tensor.shape for tensor in self._call.outputs]
 
     def setting(self, key: str) -> Any:
@@ -265,6 +271,10 @@ class RuleCall:
         if isinstance(width, Width) and width.name.startswith(path):
             width.name = f"{path}:{key}" if self._facts.units else path
         self._facts.units[key] = expression
+
+    def counted(self, layer: Any) -> dict[str, Expression]:
+        """The sizes that a layer inside this one counts, once its rule was applied."""
+        return dict(self._inference.facts[id(layer)].units)
 
     def new_units(self, name: str, size: int) -> Expression:
         """Units that follow from the layer's settings, under a name of their own."""
@@ -399,7 +409,12 @@ class RuleCall:
         return Obstacle(self._facts.path, f"({type(self.layer).__name__}) {why}")
 
     def apply(
-        self, operation: Any, *args: Any, content: Content | None = None, **kwargs: Any
+        self,
+        operation: Any,
+        *args: Any,
+        content: Content | None = None,
+        shapes: list[tuple[int | None, ...]] | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Applies the rule of a layer that this one holds, as a cell or an activation.
 
@@ -408,6 +423,8 @@ class RuleCall:
             *args: What it is called with, axes in the place of tensors.
             content: What its inputs hold for units that fill. Defaults to what the
                 outer layer's hold.
+            shapes: The shapes of its outputs, where they aren't those of the outer
+                layer. Defaults to `None`: they are.
             **kwargs: Likewise.
 
         Returns:
@@ -420,7 +437,7 @@ class RuleCall:
             if not operation.built and privates.build_shapes(operation) is None:
                 if _stateless(operation):
                     facts = Facts(operation, self._facts.path)
-                    return self._run(rule, facts, content, args, kwargs)
+                    return self._run(rule, facts, content, shapes, args, kwargs)
                 return None  # it may still get weights
             path = f"{self._facts.path}/{operation.name}"
             facts = self._inference.facts_of(operation, path)
@@ -429,13 +446,22 @@ class RuleCall:
             facts.calls += 1
         else:
             facts = Facts(operation, self._facts.path)
-        outputs = self._run(rule, facts, content, args, kwargs)
+        outputs = self._run(rule, facts, content, shapes, args, kwargs)
         if not self._inference.weights_covered(facts):
             return None
         return outputs
 
-    def _run(self, rule: Any, facts: Facts, content: Content | None, args: Any, kwargs: Any) -> Any:
+    def _run(
+        self,
+        rule: Any,
+        facts: Facts,
+        content: Content | None,
+        shapes: list[tuple[int | None, ...]] | None,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
         inner = RuleCall(self._inference, self._call, facts, content or self.content)
+        inner._shapes = shapes or self._shapes
         outputs = rule(inner, *args, **kwargs)
         self._treatment = inner._treatment
         return outputs
@@ -463,7 +489,7 @@ class RuleCall:
         Returns:
             Whether it is such an axis, and may have that role.
         """
-        return self._inference.give_role(expression, role, self.content)
+        return self._inference.give_role(self._call, expression, role, self.content)
 
     def share(self, expression: Expression, *tensors: int) -> None:
         """Says that units are summed over that two tensors hold, none of them a weight.
@@ -517,6 +543,7 @@ class Inference:
         self._paths: set[str] = set()
         self._widths = 0
         self._inferred: set[int] = set()
+        self._reading: set[tuple[int, int, str, int]] = set()  # calls, and what reads in them
         for tensor in graph.flat_inputs:
             name = getattr(tensor.keras_tensor, "name", "the input")
             self.axes[id(tensor)] = fixed_axes(
@@ -533,9 +560,11 @@ class Inference:
             for expression in self.of(tensor):
                 fix(expression, Obstacle(where, "is an output of the model"))
         self._give_shares_to_parts()
-        if self.demands:
-            from keras_net2net.sharing import share_demands
+        from keras_net2net.sharing import check_variables, share_demands
 
+        if self._variables:
+            check_variables(self)
+        if self.demands:
             share_demands(self)
 
     def new_width(self, name: str, size: int) -> Width:
@@ -606,7 +635,7 @@ class Inference:
             axes.append(alias)
         return tuple(axes)
 
-    def give_role(self, expression: Expression, role: str, content: Content) -> bool:
+    def give_role(self, call: Call, expression: Expression, role: str, content: Content) -> bool:
         """See `RuleCall.role`."""
         if id(expression) not in self._variables:
             return False
@@ -618,7 +647,23 @@ class Inference:
             content = content.join(axes[at].content)
         axes[at] = dataclasses.replace(axes[at], role=role, content=content)
         facts.weights[name] = tuple(axes)
+        if role == READS:
+            self._reading.add((id(call), id(facts), name, at))
         return True
+
+    def read_in(self, tensor: Tensor) -> set[Place]:
+        """The axes of a variable that a symbolic tensor stands for that read units."""
+        places = (self._variables.get(id(axis)) for axis in self.of(tensor))
+        return {
+            (facts, name, at)
+            for facts, name, at, _ in filter(None, places)
+            if facts.weights[name][at].role == READS
+        }
+
+    def is_read_by(self, place: Place, call: Call) -> bool:
+        """Whether a call sums over units with this axis of a variable."""
+        facts, name, at = place
+        return (id(call), id(facts), name, at) in self._reading
 
     def is_tensor(self, facts: Facts, name: str) -> bool:
         """Whether a weight is used as a tensor, too."""
@@ -698,6 +743,10 @@ class Inference:
             if outputs is not None and not self.weights_covered(facts):
                 outputs = None
                 why = "holds weights that its rule doesn't cover"
+            ranks = [len(axes) for axes in _flatten(outputs) if axes is not None]
+            if outputs is not None and ranks != [len(t.shape) for t in call.outputs]:
+                outputs = None
+                why = "has outputs of other ranks than its rule says"
         if outputs is None:
             for tensor in call.inputs:
                 site.fix(self.of(tensor), why)

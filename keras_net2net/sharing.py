@@ -10,7 +10,7 @@ all between there and the sum is linear.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from keras_net2net.graph import Call, Tensor
@@ -18,9 +18,7 @@ from keras_net2net.weights import FOLLOWS, MAKES, READS
 from keras_net2net.widths import Expression, Obstacle, fix, resolve, widths_of
 
 if TYPE_CHECKING:
-    from keras_net2net.inference import Facts, Inference
-
-Place = tuple["Facts", str, int]  # an axis of a weight
+    from keras_net2net.inference import Facts, Inference, Place
 
 
 def share_demands(inference: Inference) -> None:
@@ -43,6 +41,90 @@ def share_demands(inference: Inference) -> None:
             kind = type(facts.operation).__name__
             why = f"({kind}) sums over these units, and nothing before it can hold each copy's part"
             fix(wanted, Obstacle(facts.path, why))
+
+
+def check_variables(inference: Inference) -> None:
+    """Fixes units that a variable reads which is used for something else, too.
+
+    A variable that holds the shares of copies must reach the sum that it was given
+    them for, linearly: a square, or a normalization, or a table that is looked up as
+    well, would see the shares.
+
+    Args:
+        inference: The inference; widths become fixed.
+    """
+    held: dict[int, set[Place]] = {}
+    calls = [call for _, call in inference.graph.all_calls()]
+    for tensor in {id(x): x for call in calls for x in call.inputs}.values():
+        if tensor.variable is not None:
+            held[id(tensor)] = inference.read_in(tensor)
+    for graph in inference.graph.subgraphs():
+        for tensor in graph.flat_outputs:
+            if tensor.variable is not None:
+                held[id(tensor)] = inference.read_in(tensor)
+    changed = True
+    while changed:
+        changed = False
+        for call in calls:
+            for target, places in _handed_on(inference, call, held):
+                known = held.setdefault(id(target), set())
+                changed = changed or not places <= known
+                known |= places
+
+
+def _handed_on(
+    inference: Inference, call: Call, held: Mapping[int, set[Place]]
+) -> Iterator[tuple[Tensor, set[Place]]]:
+    """The tensors that still hold shares after a call; fixes units where that can't be."""
+    inner = call.inner
+    if inner is not None and inner.opened:
+        for graph in filter(None, (inner, inner.training)):
+            for inside, outside in zip(graph.flat_inputs, graph.sources, strict=True):
+                yield inside, held.get(id(outside), set())
+            for inside, outside in zip(graph.flat_outputs, call.outputs, strict=True):
+                yield outside, held.get(id(inside), set())
+        return
+    for tensor in call.inputs:
+        for place in held.get(id(tensor), ()):
+            if inference.is_read_by(place, call):
+                continue
+            facts, name, at = place
+            if _is_linear(inference, call, tensor, place, held):
+                for output in call.outputs:
+                    yield output, {place}
+                continue
+            kind = type(facts.operation).__name__
+            why = f"({kind}) uses its weight {name!r} in another way than to sum over these units"
+            fix(facts.weights[name][at].expression, Obstacle(facts.path, why))
+
+
+def _is_linear(
+    inference: Inference,
+    call: Call,
+    tensor: Tensor,
+    place: Place,
+    held: Mapping[int, set[Place]],
+) -> bool:
+    """Whether a call is linear in what a tensor holds along the axis of a variable."""
+    from keras_net2net.inference import PASSES
+
+    facts, name, at = place
+    units = facts.weights[name][at].expression
+
+    def shared(x: Tensor) -> bool:
+        """Whether a tensor holds shares of the same units."""
+        places = held.get(id(x), ())
+        return any(resolve(f.weights[n][i].expression) == resolve(units) for f, n, i in places)
+
+    if inference.treatments.get(id(call)) == PASSES:
+        return all(map(shared, call.inputs))
+    others = [x for x in call.inputs if x is not tensor]
+    if len(others) + 1 != len(call.inputs) or any(map(shared, others)):
+        return False
+    kind = type(call.operation)
+    if kind.__name__ in ("Divide", "TrueDivide"):
+        return call.inputs[0] is tensor and call.args[:1] == (tensor,)
+    return kind.__name__ == "Multiply"
 
 
 def _share(places: Iterable[Place]) -> None:

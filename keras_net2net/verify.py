@@ -148,7 +148,8 @@ def _integer_limits(graph: Graph) -> dict[int, int]:
 
 def run(model: Any, batch: Any) -> list[np.ndarray]:
     """The outputs of a model at inference, flat, in float64 or their own precision."""
-    outputs = keras.tree.flatten(model(batch, training=False))
+    with keras.StatelessScope():  # what a recurrent layer carries from batch to batch stays
+        outputs = keras.tree.flatten(model(batch, training=False))
     arrays = [keras.ops.convert_to_numpy(y) for y in outputs]
     return [y.astype(np.float64) for y in arrays]
 

@@ -71,6 +71,11 @@ def stacked_cells(call: RuleCall, x: Axes, states: Any, **kwargs: Any) -> Any:
             return None
         x, state = result
         found.append(state if len(state) > 1 else state[0])
+    counted = [call.counted(cell) for cell in call.layer.cells]
+    call.expose("units", concat([units for one in counted for units in one.values()]))
+    for i, one in enumerate(counted):
+        for key, units in one.items():
+            call.expose(f"{key}_{i}", units)
     return [x, found]
 
 
@@ -98,9 +103,8 @@ def _sizes(state: Any) -> Any:
 def _recurrent(call: RuleCall, sequence: Axes, output: Axes, states: States, initial: Any) -> Any:
     """The outputs of a recurrent layer, and the states that it keeps or is given."""
     layer = call.layer
-    for key in ("units", "filters"):
-        if hasattr(layer, key):
-            call.expose(key, output[channel_axis(call, len(output))])
+    for key, units in call.counted(layer.cell).items():
+        call.expose(key, units)
     flat = [axes for state in states for axes in _flat(state)]
     if layer.stateful and layer.states is not None:
         for i, axes in enumerate(flat):
@@ -177,6 +181,11 @@ def bidirectional(
         if result is None:
             return None
         results.append(result if isinstance(result, list) else [result])
+    # Keras takes the shape of both from the first, and saves one configuration for both.
+    back = call.counted(layer.backward_layer)
+    for key, units in call.counted(layer.forward_layer).items():
+        call.unify(units, back.get(key, Fixed(None)), "has as many units in both directions")
+        call.expose(key, units)
     (forward, *kept), (backward, *more) = results
     if layer.merge_mode == "concat":
         merged = [(*forward[:-1], concat([forward[-1], backward[-1]]))]
@@ -193,7 +202,10 @@ def bidirectional(
 @register_rule(layers.TimeDistributed)
 def time_distributed(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
     """What its layer does, at each step."""
-    output = call.apply(call.layer.layer, (x[0], *x[2:]))
+    shapes = [(shape[0], *shape[2:]) for shape in call.output_shapes]
+    output = call.apply(call.layer.layer, (x[0], *x[2:]), shapes=shapes)
     if not isinstance(output, tuple):
         return None
+    for key, units in call.counted(call.layer.layer).items():
+        call.expose(key, units)
     return (output[0], x[1], *output[1:])
