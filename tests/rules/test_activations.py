@@ -156,7 +156,7 @@ def test_a_function_of_the_users_own_is_not_taken_for_a_known_one(layer):
     model = randomize(sandwich((5,), layer()))
     weights = snapshot(model)
     name = "before" if isinstance(model.get_layer("it"), layers.Activation) else "it"
-    with pytest.raises(n2n.FixedWidthError, match="adds or multiplies up|picks places"):
+    with pytest.raises(n2n.FixedWidthError, match=r"adds or multiplies up|picks places"):
         n2n.grow(model, n2n.Wider(name, units=6))
     assert_untouched(model, weights)
 
