@@ -152,8 +152,12 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN)
 
 
-# What every layer holds, whatever its sizes.
-_BASE = frozenset(vars(keras.Layer())) | frozenset(["built", "_path", "name", "_parent_path"])
+# What every layer or model holds, whatever its sizes: whether it is compiled, say.
+_BASE = (
+    frozenset(vars(keras.Layer()))
+    | frozenset(vars(keras.Model()))
+    | frozenset(["built", "_path", "name", "_parent_path"])
+)
 
 
 def _assignments(
