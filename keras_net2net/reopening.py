@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_net2net import keras_privates as privates
 from keras_net2net.draft import Draft
@@ -26,7 +27,7 @@ from keras_net2net.transaction import Transaction
 Sizes = set[tuple[int, int]]
 
 _MOST_TRIALS = 64
-_PLAIN = (bool, int, float, str, tuple)
+_PLAIN = (bool, int, float, str)
 
 
 def update_opened(plan: Plan, draft: Draft, transaction: Transaction) -> tuple[str, ...]:
@@ -138,15 +139,26 @@ def _take_over(layer: Any, twin: Any, trial: dict[str, Any], attempt: Transactio
 
 def _take_attributes(layer: Any, twin: Any) -> None:
     for key, value in vars(twin).items():
-        if key in _BASE or not isinstance(value, _PLAIN):
+        if key in _BASE or not _is_plain(value):
             continue
         old = vars(layer).get(key)
         if type(old) is type(value) and old != value:
             setattr(layer, key, value)
 
 
-# What every layer holds, whatever its sizes.
-_BASE = frozenset(vars(keras.Layer())) | frozenset(["built", "_path", "name", "_parent_path"])
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text, or a list of these."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
+
+
+# What every layer or model holds, whatever its sizes: whether it is compiled, say.
+_BASE = (
+    frozenset(vars(keras.Layer()))
+    | frozenset(vars(keras.Model()))
+    | frozenset(["built", "_path", "name", "_parent_path"])
+)
 
 
 def _assignments(
@@ -228,11 +240,11 @@ def _compare(planned: Graph, found: Graph) -> None:
                 raise _differs(
                     one,
                     f"{call.path} ({type(call.operation).__name__}) uses a number that depends on "
-                    f"the sizes: {_numbers(call)} before, {_numbers(again)} now",
+                    f"the sizes: {_shown(call)} before, {_shown(again)} now",
                 )
 
 
-def _numbers(call: Call) -> list[float]:
+def _numbers(call: Call) -> list[Any]:
     """The numbers that an operation computes with; sizes and axes show in the shapes."""
     if isinstance(call.operation, keras.Layer):
         return []
@@ -242,7 +254,15 @@ def _numbers(call: Call) -> list[float]:
     numbers = [float(x) for x in values if isinstance(x, float)]
     if type(call.operation).__name__ in _ARITHMETIC and kind.startswith("keras."):
         numbers += [float(x) for x in values if type(x) is int]
+    for x in values:
+        if isinstance(x, np.ndarray) or keras.ops.is_tensor(x):
+            numbers += np.ravel(keras.ops.convert_to_numpy(x)).tolist()
     return numbers
+
+
+def _shown(call: Call) -> str:
+    numbers = _numbers(call)
+    return f"{numbers[:4]}"[:-1] + (", ...]" if len(numbers) > 4 else "]")
 
 
 _ARITHMETIC = frozenset(
