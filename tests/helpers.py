@@ -85,11 +85,11 @@ def _outputs(model: Any, x: Any, modes: tuple[bool, ...]) -> list[np.ndarray]:
     if BACKEND == "jax":
         made = _compiled(model, x, modes)
     else:
-        state = [(variable, array(variable)) for variable in model.non_trainable_variables]
+        # Of all variables: SpectralNormalization assigns its kernel in training mode.
+        state = [(variable, array(variable)) for variable in model.variables if any(modes)]
         made = [model(x, training=training) for training in modes]
-        if any(modes):
-            for variable, value in state:
-                variable.assign(value)
+        for variable, value in state:
+            variable.assign(value)
     return [array(y).astype("float64") for y in keras.tree.flatten(made)]
 
 
