@@ -54,14 +54,17 @@ def update_opened(plan: Plan, draft: Draft, transaction: Transaction) -> tuple[s
         return ()
     notes = []
     done: set[int] = set()
+    facts = draft.inference.facts.values()
+    ruled = {id(one.operation) for one in facts if one.has_rule and not one.opened}
     for graph in reversed(opened):  # the inner ones first
         if id(graph.model) in done:
             continue
         done.add(id(graph.model))
         below = [_changes_below(graph, step.layers) for step in plan.steps]
         steps = [_sizes(*pair) for pair in zip(below, plan.steps, strict=True)]
+        call = calls.get(id(graph))
         grown = any(change.variables for layers in below for change in layers)
-        if grown and not _update(graph, calls.get(id(graph)), steps, transaction):
+        if grown and not _update(graph, call, steps, ruled, transaction):
             kind = type(graph.model).__name__
             notes.append(
                 f"{graph.model.name!r} ({kind}) can't be rebuilt from its configuration: to load "
@@ -92,7 +95,13 @@ def _sizes(layers: list[LayerChange], step: Step) -> Sizes:
     return sizes
 
 
-def _update(graph: Graph, call: Call | None, steps: list[Sizes], transaction: Transaction) -> bool:
+def _update(
+    graph: Graph,
+    call: Call | None,
+    steps: list[Sizes],
+    ruled: set[int],
+    transaction: Transaction,
+) -> bool:
     """Updates one layer's attributes; whether its configuration says what it is now."""
     layer = graph.model
     try:
@@ -114,27 +123,46 @@ def _update(graph: Graph, call: Call | None, steps: list[Sizes], transaction: Tr
         if twin is None or [tuple(v.shape) for v in twin.weights] != shapes:
             continue
         attempt = Transaction()
-        _take_over(layer, twin, trial, attempt)
+        same = _take_over(layer, twin, trial, ruled, attempt)
         try:
             _compare(graph, read_layer(layer, graph.path, *twin_inputs))
-            return all(layer.get_config()[key] == value for key, value in trial.items())
+            return same and all(layer.get_config()[key] == value for key, value in trial.items())
         except Exception:
             attempt.roll_back()
     return False
 
 
-def _take_over(layer: Any, twin: Any, trial: dict[str, Any], attempt: Transaction) -> None:
-    """Gives a layer what its twin's constructor derived from the sizes."""
+def _take_over(
+    layer: Any,
+    twin: Any,
+    trial: dict[str, Any],
+    ruled: set[int],
+    attempt: Transaction,
+) -> bool:
+    """Gives a layer what its twin's constructor derived from the sizes.
+
+    A layer inside that has a rule has all from the plans, of this growth and of earlier
+    ones: the epsilon of a normalization, say, which the code of the layer around it may
+    leave at its default.
+
+    Returns:
+        Whether the twin's layers with a rule are configured like these.
+    """
+    same = True
     for mine, other in zip(privates.all_layers(layer), privates.all_layers(twin), strict=False):
         if type(mine) is not type(other):
             break
         attempt.remember(mine)
-        _take_attributes(mine, other)
+        if id(mine) in ruled:
+            same &= _plain_config(mine) == _plain_config(other)
+        else:
+            _take_attributes(mine, other)
     recorded = privates.recorded_arguments(layer)
     if recorded is not None:
         attempt.remember(recorded)
         known = {key: value for key, value in trial.items() if key in recorded.config}
         recorded.config = {**recorded.config, **known}
+    return same
 
 
 def _take_attributes(layer: Any, twin: Any) -> None:
@@ -159,6 +187,13 @@ _BASE = (
     | frozenset(vars(keras.Model()))
     | frozenset(["built", "_path", "name", "_parent_path"])
 )
+
+
+def _plain_config(layer: Any) -> dict[str, Any]:
+    """What a layer's configuration says, but for its name and for objects."""
+    config = layer.get_config()
+    return {k: v for k, v in config.items() if isinstance(v, _PLAIN) and k != "name"}
+
 
 
 def _assignments(

@@ -109,7 +109,7 @@ def _recurrent(call: RuleCall, sequence: Axes, output: Axes, states: States, ini
     if layer.stateful and layer.states is not None:
         for i, axes in enumerate(flat):
             call.weight(f"state_{i}", *(follows(axis) for axis in axes))
-    given = [axes for state in initial or [] for axes in _flat(state)]
+    given = _flat(initial)  # one state may come without a list
     for mine, other in zip(flat, given, strict=False):
         broadcast(call, [mine, other])
     made = (output[0], sequence[1], *output[1:]) if layer.return_sequences else output
