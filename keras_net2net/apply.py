@@ -68,10 +68,11 @@ def apply_plan(
             privates.build_with_values(layer, shapes, values.get)
             inserted[id(new.layer)] = layer
     relabel(draft.graph, known.values(), transaction)
-    notes = update_opened(plan, draft, transaction)
     for graph in draft.graph.subgraphs():
         if graph.edited:
             rewire(graph, inserted, transaction)
+    # Opened layers are looked into as they stand in the model, behind what was inserted.
+    notes = update_opened(plan, draft, transaction)
     models = containers(draft.graph)
     for model in models:
         transaction.remember(model)

@@ -437,7 +437,7 @@ class Builder:
     def einsum_dense(self, x: Any) -> Any:
         a, b = self.units(), self.pick(2, 3)
         rank = len(x.shape)
-        kinds = [("...x,xy->...y", (*x.shape[1:-1], a), "y")]
+        kinds: list[Any] = [("...x,xy->...y", (a,), "y")]
         if rank == 3:
             kinds += [
                 ("abc,cde->abde", (x.shape[1], b, a), "de"),

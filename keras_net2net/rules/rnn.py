@@ -98,6 +98,7 @@ def _sizes(state: Any) -> Any:
 def _recurrent(call: RuleCall, sequence: Axes, output: Axes, states: States, initial: Any) -> Any:
     """The outputs of a recurrent layer, and the states that it keeps or is given."""
     layer = call.layer
+    call.fix(sequence[1], "goes through the steps along this axis")
     for key in ("units", "filters"):
         if hasattr(layer, key):
             call.expose(key, output[channel_axis(call, len(output))])
