@@ -58,7 +58,8 @@ def apply_plan(
             grow_layer(known[path], changes[path], values, transaction)
         for path, new in draft.inserted.items():
             steps = changes.get(path, [])
-            initial = {weight.name: weight.array() for weight in new.insertion.weights}
+            dtype = "float64" if new.layer.variable_dtype == "float64" else "float32"
+            initial = {weight.name: weight.array(dtype) for weight in new.insertion.weights}
             values = grown_values(initial, steps, plan.seed)
             config = dict(new.insertion.config)
             for change in steps:

@@ -7,8 +7,8 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from tests.helpers import assert_same, both_modes, data_for, randomize
-from tests.random_models import Encoder, Residual
+from tests.helpers import assert_same, both_modes, data_for, outputs, randomize
+from tests.random_models import Encoder, Residual, double_precision
 
 
 def grow_and_compare(model, *growths, tolerance=3e-6):
@@ -80,7 +80,7 @@ def test_units_that_lie_on_the_steps_of_a_sequence_are_fixed(reader):
     turned = layers.Permute((2, 1))(layers.Dense(4, name="hidden")(inputs))
     other = layers.Dense(4, name="other")(inputs)
     model = keras.Model(inputs, layers.Dense(2)(reader(other, turned)))
-    with pytest.raises(n2n.FixedWidthError, match="(goes through|attends to) the (steps|places)"):
+    with pytest.raises(n2n.FixedWidthError, match=r"(goes through|attends to) the (steps|places)"):
         n2n.grow(model, n2n.Wider("hidden", units=6))
 
 
@@ -139,3 +139,14 @@ def test_a_layer_is_inserted_after_a_convolution_whose_channels_are_its_inputs()
     x = layers.Conv1D(4, 3, padding="same", groups=4, name="grouped")(inputs)
     model = keras.Model(inputs, layers.Dense(2)(x))
     grow_and_compare(model, n2n.Deeper("grouped", units=6))
+
+
+def test_an_inserted_normalization_is_exact_in_float64():
+    with double_precision():
+        inputs = keras.Input((3,))
+        x = layers.Dense(4, "relu", name="hidden")(inputs)
+        model = randomize(keras.Model(inputs, layers.Dense(2)(x)))
+        x = data_for(model)
+        before = outputs(model, x)
+        n2n.grow(model, n2n.Deeper("hidden", batch_norm=True), seed=0, verify=False)
+        assert_same(outputs(model, x), before, 1e-14)
