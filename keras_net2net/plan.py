@@ -79,7 +79,7 @@ class InitialWeight:
         """The value, as float32, or in the precision of a model that has more."""
         array = np.full(self.shape, self.value, dtype)
         if self.identity_at is not None:
-            array[self.identity_at] = np.eye(*self.shape[-2:], dtype=dtype)
+            array[self.identity_at] = np.eye(*self.shape[-2:], dtype=np.dtype(dtype))
         return array
 
 
