@@ -58,7 +58,8 @@ def apply_plan(
             grow_layer(known[path], changes[path], values, transaction)
         for path, new in draft.inserted.items():
             steps = changes.get(path, [])
-            initial = {weight.name: weight.array() for weight in new.insertion.weights}
+            dtype = "float64" if new.layer.variable_dtype == "float64" else "float32"
+            initial = {weight.name: weight.array(dtype) for weight in new.insertion.weights}
             values = grown_values(initial, steps, plan.seed)
             config = dict(new.insertion.config)
             for change in steps:
@@ -68,10 +69,11 @@ def apply_plan(
             privates.build_with_values(layer, shapes, values.get)
             inserted[id(new.layer)] = layer
     relabel(draft.graph, known.values(), transaction)
-    notes = update_opened(plan, draft, transaction)
     for graph in draft.graph.subgraphs():
         if graph.edited:
             rewire(graph, inserted, transaction)
+    # Opened layers are looked into as they stand in the model, behind what was inserted.
+    notes = update_opened(plan, draft, transaction)
     models = containers(draft.graph)
     for model in models:
         transaction.remember(model)

@@ -163,6 +163,8 @@ class Graph:
         self._index()
         for call in self._readers.pop(id(tensor), ()):
             call.args, call.kwargs = keras.tree.map_structure(rewire, (call.args, call.kwargs))
+            if call.inner is not None:  # an opened layer knows what its inputs stand for
+                call.inner.sources = [rewire(source) for source in call.inner.sources]
             self._readers.setdefault(id(last), []).append(call)
         self.outputs = keras.tree.map_structure(rewire, self.outputs)
         maker = self._makers.get(id(tensor))

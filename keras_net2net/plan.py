@@ -75,11 +75,11 @@ class InitialWeight:
     value: float = 0.0
     identity_at: tuple[int, ...] | None = None
 
-    def array(self) -> np.ndarray:
-        """The value, as float32."""
-        array = np.full(self.shape, self.value, np.float32)
+    def array(self, dtype: str = "float32") -> np.ndarray:
+        """The value, as float32, or in the precision of a model that has more."""
+        array = np.full(self.shape, self.value, dtype)
         if self.identity_at is not None:
-            array[self.identity_at] = np.eye(*self.shape[-2:], dtype=np.float32)
+            array[self.identity_at] = np.eye(*self.shape[-2:], dtype=np.dtype(dtype))
         return array
 
 

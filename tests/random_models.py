@@ -437,7 +437,7 @@ class Builder:
     def einsum_dense(self, x: Any) -> Any:
         a, b = self.units(), self.pick(2, 3)
         rank = len(x.shape)
-        kinds = [("...x,xy->...y", (*x.shape[1:-1], a), "y")]
+        kinds: list[Any] = [("...x,xy->...y", (a,), "y")]
         if rank == 3:
             kinds += [
                 ("abc,cde->abde", (x.shape[1], b, a), "de"),
@@ -512,11 +512,14 @@ class Builder:
         axis: Any = -1 if not self.flag(4) else self.axis(x)
         if x.shape[-1] is None:
             return None
+        unit_axis = axis
+        if BACKEND == "torch":  # Keras's kernel there takes any axis for the last one
+            axis = -1
         kinds: list[Any] = [
             lambda: layers.LayerNormalization(axis, name=name),
             lambda: layers.LayerNormalization(axis, scale=False, name=name),
             lambda: layers.RMSNormalization(axis, name=name),
-            lambda: layers.UnitNormalization(axis, name=name),
+            lambda: layers.UnitNormalization(unit_axis, name=name),
             lambda: layers.GroupNormalization(
                 self.pick(*(n for n in range(1, x.shape[-1] + 1) if x.shape[-1] % n == 0), -1),
                 name=name,
@@ -1074,8 +1077,8 @@ class Builder:
             lambda: ops.softmax(x, axis=axis),
             lambda: ops.log_softmax(x, axis=axis),
             lambda: ops.normalize(x + 0.1, axis=axis),
-            lambda: ops.rms_normalization(x, axis=axis),
-            lambda: ops.layer_normalization(x, axis=axis),
+            lambda: ops.rms_normalization(x, axis=-1),
+            lambda: ops.layer_normalization(x, axis=-1),
             lambda: (
                 (x - ops.mean(x, axis=axis, keepdims=True))
                 / (0.1 + ops.std(x, axis=axis, keepdims=True))

@@ -7,8 +7,8 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from tests.helpers import assert_same, both_modes, data_for, randomize
-from tests.random_models import Encoder
+from tests.helpers import assert_same, both_modes, data_for, outputs, randomize
+from tests.random_models import Encoder, Residual, double_precision
 
 
 def grow_and_compare(model, *growths, tolerance=3e-6):
@@ -47,3 +47,106 @@ def test_normalizations_in_a_composite_layer_keep_the_epsilon_that_a_growth_gave
     )
     assert encoder.norms[0].epsilon == pytest.approx(1e-3 * 8 / 12)
     assert any("can't be rebuilt from its configuration" in note for note in report.notes)
+
+
+def attend(query, value, kind):
+    """Attention from one sequence to another one."""
+    if kind in (layers.MultiHeadAttention, layers.GroupQueryAttention):
+        sizes = (2, 2) if kind is layers.MultiHeadAttention else (2, 2, 1)
+        return kind(*sizes, name="reader")(query, value)
+    return kind(name="reader")([query, value])
+
+
+def across(kind):
+    return lambda other, turned: attend(other, turned, kind)
+
+
+READERS = {
+    "GRU": lambda other, turned: layers.GRU(3, name="reader")(turned),
+    "LSTM": lambda other, turned: layers.LSTM(3, return_sequences=True, name="reader")(turned),
+    "Bidirectional": lambda other, turned: layers.Bidirectional(
+        layers.SimpleRNN(3, name="both"), name="reader"
+    )(turned),
+    "MultiHeadAttention": across(layers.MultiHeadAttention),
+    "GroupQueryAttention": across(layers.GroupQueryAttention),
+    "Attention": across(layers.Attention),
+    "AdditiveAttention": across(layers.AdditiveAttention),
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_units_that_lie_on_the_steps_of_a_sequence_are_fixed(reader):
+    inputs = keras.Input((4, 3))
+    turned = layers.Permute((2, 1))(layers.Dense(4, name="hidden")(inputs))
+    other = layers.Dense(4, name="other")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(reader(other, turned)))
+    with pytest.raises(n2n.FixedWidthError, match=r"(goes through|attends to) the (steps|places)"):
+        n2n.grow(model, n2n.Wider("hidden", units=6))
+
+
+def test_units_that_lie_on_the_steps_of_a_convolutional_recurrence_are_fixed():
+    inputs = keras.Input((3, 4, 2))
+    turned = layers.Permute((3, 1, 2))(layers.Dense(4, name="hidden")(inputs))
+    model = keras.Model(inputs, layers.ConvLSTM1D(3, 2)(turned))
+    with pytest.raises(n2n.FixedWidthError, match="goes through the steps along this axis"):
+        n2n.grow(model, n2n.Wider("hidden", units=6))
+
+
+def test_units_on_the_steps_of_queries_pass_unless_the_mask_is_causal():
+    def build(causal):
+        inputs = keras.Input((4, 3))
+        turned = layers.Permute((2, 1))(layers.Dense(4, "tanh", name="hidden")(inputs))
+        attention = layers.MultiHeadAttention(2, 2)
+        made = attention(turned, layers.Dense(4)(inputs), use_causal_mask=causal)
+        return keras.Model(inputs, layers.Dense(2)(layers.Permute((2, 1))(made)))
+
+    grow_and_compare(build(False), n2n.Wider("hidden", units=6))
+    with pytest.raises(n2n.FixedWidthError, match="masks by the places along this axis"):
+        n2n.grow(build(True), n2n.Wider("hidden", units=6))
+
+
+def test_units_on_an_axis_that_attention_leaves_alone_are_tied():
+    inputs = keras.Input((3, 4, 2))
+    query = layers.Permute((3, 2, 1))(layers.Dense(4, "tanh", name="hidden")(inputs))
+    value = layers.Permute((3, 2, 1))(layers.Dense(4, "tanh", name="other")(inputs))
+    attended = layers.MultiHeadAttention(2, 2, attention_axes=(2,))(query, value)
+    back = layers.Permute((3, 2, 1))(attended)
+    model = keras.Model(inputs, layers.Dense(2)(back))
+    report = grow_and_compare(model, n2n.Wider("hidden", units=6))
+    assert set(report.plan.steps[0].widths[0].layers) == {"hidden", "other"}
+
+
+def test_units_on_the_steps_of_an_attention_of_keras_ops_are_fixed():
+    inputs = keras.Input((4, 2, 3))
+    turned = layers.Permute((3, 2, 1))(layers.Dense(5, name="hidden")(inputs))
+    query = layers.Permute((3, 2, 1))(layers.Dense(5)(inputs))
+    made = keras.ops.dot_product_attention(query[:, :3], turned, turned)
+    model = keras.Model(inputs, layers.Dense(2)(made))
+    with pytest.raises(n2n.FixedWidthError, match="attends to the places along this axis"):
+        n2n.grow(model, n2n.Wider("hidden", units=6))
+
+
+def test_an_opened_layer_reads_the_layers_that_were_inserted_before_it():
+    inputs = keras.Input((3,))
+    x = layers.Dense(3, "relu", name="hidden")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(Residual(4, name="block")(x)))
+    report = grow_and_compare(model, n2n.Deeper("hidden", units=5))
+    assert "block/first" in [layer.path for layer in report.plan.steps[-1].layers]
+
+
+def test_a_layer_is_inserted_after_a_convolution_whose_channels_are_its_inputs():
+    inputs = keras.Input((5, 4))
+    x = layers.Conv1D(4, 3, padding="same", groups=4, name="grouped")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    grow_and_compare(model, n2n.Deeper("grouped", units=6))
+
+
+def test_an_inserted_normalization_is_exact_in_float64():
+    with double_precision():
+        inputs = keras.Input((3,))
+        x = layers.Dense(4, "relu", name="hidden")(inputs)
+        model = randomize(keras.Model(inputs, layers.Dense(2)(x)))
+        x = data_for(model)
+        before = outputs(model, x)
+        n2n.grow(model, n2n.Deeper("hidden", batch_norm=True), seed=0, verify=False)
+        assert_same(outputs(model, x), before, 1e-14)

@@ -169,7 +169,9 @@ class Deeper(Operation):
             )
         blocks = [find_block(g, call) for g, call in draft.calls_of(facts.operation)]
         activation = self._activation(facts, blocks)
-        units = int(next(iter(facts.units.values())).size or 0)
+        # A convolution with as many groups as channels makes units that aren't its own.
+        key = "units" if isinstance(facts.operation, layers.Dense) else "filters"
+        units = int(draft.setting(facts.operation, key))
         if self.units is not None and self.units < units:
             raise SizeError(
                 explain(

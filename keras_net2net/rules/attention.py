@@ -8,6 +8,7 @@ factor in them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -30,6 +31,8 @@ def multi_head_attention(
     values = call.apply(layer.value_dense, value)
     if projected is None or keys is None or values is None or len(query) != len(value):
         return None
+    axes = layer._attention_axes or range(1, len(query) - 1)
+    _attend(call, query, key or value, value, axes, _is_causal(rest, kwargs))
     for other in (keys, values):
         call.unify(projected[-2], other[-2], "has as many heads")
     call.unify(projected[-1], keys[-1], "compares keys and queries")
@@ -79,6 +82,7 @@ def grouped_query_attention(
     values = call.apply(layer._value_dense, value)
     if projected is None or keys is None or values is None:
         return None
+    _attend(call, query, key or value, value, [1], _is_causal(rest, kwargs))
     call.unify(keys[-2], values[-2], "has as many heads")
     repeats = call.new_units("num_repeats", call.setting("num_repeats"))
     # Each key and value head serves so many query heads, which follow one another.
@@ -121,6 +125,7 @@ def attention(call: RuleCall, inputs: list[Axes], mask: Any = None, **kwargs: An
     query, value = inputs[0], inputs[1]
     key = inputs[2] if len(inputs) > 2 else value
     _fix_masks(call, (mask,), kwargs)
+    _attend(call, query, key, value, [1], _is_causal((), kwargs))
     if layer.use_scale:
         call.weight("scale")
     call.unify(query[-1], key[-1], "compares keys and queries")
@@ -143,6 +148,7 @@ def additive_attention(call: RuleCall, inputs: list[Axes], mask: Any = None, **k
     query, value = inputs[0], inputs[1]
     key = inputs[2] if len(inputs) > 2 else value
     _fix_masks(call, (mask,), kwargs)
+    _attend(call, query, key, value, [1], _is_causal((), kwargs))
     call.unify(query[-1], key[-1], "compares keys and queries")
     if call.layer.use_scale:
         call.weight("scale", reads(query[-1]))
@@ -153,6 +159,25 @@ def additive_attention(call: RuleCall, inputs: list[Axes], mask: Any = None, **k
     if len(call.output_shapes) == 1:
         return output
     return [output, (query[0], query[1], value[1])]
+
+
+def _attend(
+    call: RuleCall, query: Axes, key: Axes, value: Axes, axes: Iterable[int], causal: bool
+) -> None:
+    """Fixes the places that are attended to; ties the axes beside them."""
+    for at in range(1, len(value) - 1):
+        if at in axes:
+            call.fix([key[at], value[at]], "attends to the places along this axis")
+            if causal:
+                call.fix(query[at], "masks by the places along this axis")
+        else:
+            call.unify(query[at], value[at], "attends along other axes")
+            call.unify(key[at], value[at], "attends along other axes")
+
+
+def _is_causal(rest: Iterable[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether the mask may depend on places; a flag without a name may mean that."""
+    return bool(kwargs.get("use_causal_mask")) or any(flag is True for flag in rest)
 
 
 def _fix_masks(call: RuleCall, rest: Any, kwargs: dict[str, Any]) -> None:

@@ -257,6 +257,9 @@ def dot_product_attention(
     """Ties heads; sums over the units of queries and keys; passes those of the values."""
     q, k, v = axes_of(query), axes_of(key), axes_of(value)
     scale = rest[2] if len(rest) > 2 else scale
+    call.fix([k[-3], v[-3]], "attends to the places along this axis")
+    if getattr(call.layer, "is_causal", False):
+        call.fix(q[-3], "masks by the places along this axis")
     masks = [x for x in (*rest[:2], kwargs.get("bias"), kwargs.get("mask")) if x is not None]
     for mask in masks:
         call.fix(list(axes_of(mask)), "masks with this axis")

@@ -103,6 +103,7 @@ def _sizes(state: Any) -> Any:
 def _recurrent(call: RuleCall, sequence: Axes, output: Axes, states: States, initial: Any) -> Any:
     """The outputs of a recurrent layer, and the states that it keeps or is given."""
     layer = call.layer
+    call.fix(sequence[1], "goes through the steps along this axis")
     for key, units in call.counted(layer.cell).items():
         call.expose(key, units)
     flat = [axes for state in states for axes in _flat(state)]
