@@ -369,7 +369,7 @@ def check_same(
             "The outputs aren't what they were",
             f"they differ {differences}, at outputs of up to {scale:.2f}, where "
             f"{tolerance * scale:.1e} is allowed",
-            f"outputs from {when}",
+            f"the outputs {when}",
             "Check the role of each axis of each weight: what makes units is copied, what reads "
             "them is shared among copies, what follows them goes with them; and fix the axes that "
             "the layer sees as a whole (`call.fix`)",
@@ -522,7 +522,7 @@ def _check_saving(model: Any, x: Any, tolerance: float) -> None:
                     "from the layer's `get_config`",
                 )
             ) from error
-    check_same(outputs(loaded, x), outputs(model, x), tolerance, "a saved and loaded model")
+    check_same(outputs(loaded, x), outputs(model, x), tolerance, "of the saved and loaded model")
 
 
 @contextlib.contextmanager
@@ -622,7 +622,9 @@ class _Bench:
         for x, number in zip(results, _numbers(results), strict=True):
             last = _move(x, axis, -1) if -axis < len(x.shape) else x
             made.append(layers.Dense(3, name=f"after{number}")(last))
-        return keras.Model(inputs if len(inputs) > 1 else inputs[0], made, name=self.policy)
+        return keras.Model(
+            inputs if len(inputs) > 1 else inputs[0], made, name=f"{layer.name}_in_{self.policy}"
+        )
 
     def _input(self, shape: tuple[int | None, ...], layer: Any) -> Any:
         if "int" in self.dtype:
@@ -801,6 +803,6 @@ def _check_formats(bench: _Bench, growths: list[Any], tolerance: float) -> None:
     check_native(models[1])
     if same:
         weights = [list(map(_array, model.weights)) for model in models]
-        check_same(weights[1], weights[0], 0.0, "the weights with the other data format")
+        check_same(weights[1], weights[0], 0.0, "and weights with the other data format")
     if runs:
         check_same(outputs(models[1], x), before, tolerance, f"with data_format={other!r}")

@@ -353,6 +353,28 @@ def test_a_lambda_that_sees_units_together_is_refused():
         n2n.plan(model, n2n.Wider("before", 6))
 
 
+class Remembers(keras.Layer):
+    """A matrix of its own, and a loop that isn't followed."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 4), name="kernel")
+
+    def call(self, x):
+        steps = ops.transpose(ops.matmul(x, self.kernel), (1, 0, 2))
+        _, states = ops.scan(lambda a, b: (a + b, a + b), ops.zeros_like(steps[0]), steps)
+        return ops.transpose(states, (1, 0, 2))
+
+
+def test_a_layer_that_was_looked_into_in_vain_says_what_is_in_the_way():
+    model = between(lambda: Remembers(name="it"))()
+    message = r"Layer 'it' .Remembers. can't be widened: it/scan.* .Scan. .*Register a rule for Rem"
+    with pytest.raises(n2n.FixedWidthError, match=message):
+        n2n.plan(model, n2n.Wider("it", 6))
+    model = between(lambda: Mlp(6, 4, name="it"))()
+    with pytest.raises(n2n.GrowthError, match="Name a layer inside it: it/up, it/down"):
+        n2n.plan(model, n2n.Wider("it", 6))
+
+
 class BySize(keras.Layer):
     """Computes with the size of what it gets, as a number."""
 

@@ -137,7 +137,7 @@ def test_the_message_says_by_how_much_outputs_differ_in_each_mode_and_after_what
     with pytest.raises(
         n2n.CheckError,
         match=r"by up to \d\.\d\de[+-]\d\d at inference, by up to \d\.\d\de[+-]\d\d in training "
-        r"mode, .*Received: outputs from after Wider\('before', factor=1.5\)\. Check the role",
+        r"mode, .*Received: the outputs after Wider\('before', factor=1.5\)\. Check the role",
     ):
         testing.check_rule(Linear(4), (3, 5), **QUICK)
 

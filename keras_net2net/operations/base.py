@@ -14,9 +14,17 @@ from typing import Any
 import keras
 
 from keras_net2net.draft import Draft
-from keras_net2net.errors import GrowthError, SizeError, UnknownLayerError, explain
+from keras_net2net.errors import (
+    FixedWidthError,
+    GrowthError,
+    SizeError,
+    UnknownLayerError,
+    explain,
+)
+from keras_net2net.graph import Graph
 from keras_net2net.inference import Facts
 from keras_net2net.plan import Step
+from keras_net2net.widths import widths_of
 
 
 class Operation(abc.ABC):
@@ -252,6 +260,8 @@ def _find(draft: Draft, item: Any, received: str) -> Iterable[Match]:
             return matches
     kind = "pattern" if any(character in item for character in "*?[") else "name"
     nested = [g for g in draft.graph.subgraphs() if g.path and item in (g.path, g.model.name)]
+    if nested and not isinstance(nested[0].model, keras.Model):
+        raise FixedWidthError(_opened(draft, nested[0], received))
     if nested:
         raise UnknownLayerError(
             explain(
@@ -268,6 +278,24 @@ def _find(draft: Draft, item: Any, received: str) -> Iterable[Match]:
             received,
             _suggest(draft, item),
         )
+    )
+
+
+def _opened(draft: Draft, graph: Graph, received: str) -> str:
+    """Why a layer that was looked into has no units that go by its own name."""
+    kind = type(graph.model).__name__
+    facts = draft.inference.facts.get(id(graph.model))
+    axes = [axis for axes in facts.weights.values() for axis in axes] if facts else []
+    widths = [width for axis in reversed(axes) for width in widths_of(axis.expression)]
+    reasons = [f"{width.obstacle}" for width in widths if width.obstacle is not None]
+    inside = [one.path for one in draft.layers() if one.path.startswith(f"{graph.path}/")]
+    return explain(
+        f"Layer {graph.path!r} ({kind}) can't be widened",
+        reasons[0] if reasons else "it makes no units of its own",
+        received,
+        f"Name a layer inside it: {_listed(inside)}"
+        if inside
+        else f"Register a rule for {kind} with `keras_net2net.register_rule`",
     )
 
 
