@@ -9,16 +9,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import keras
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from tests.random_models import Outcome, Seeded, check, double_precision
 
-# JAX compiles each new shape for seconds: there, the full number takes a quarter of an hour.
-FULL = 200
-EXAMPLES = int(os.environ.get("RANDOM_GRAPHS", 30 if keras.backend.backend() == "jax" else FULL))
+EXAMPLES = int(os.environ.get("RANDOM_GRAPHS", 200))
 
 
 @pytest.fixture(autouse=True, scope="module")
