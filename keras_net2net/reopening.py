@@ -195,7 +195,6 @@ def _plain_config(layer: Any) -> dict[str, Any]:
     return {k: v for k, v in config.items() if isinstance(v, _PLAIN) and k != "name"}
 
 
-
 def _assignments(
     config: Mapping[str, Any], choices: Mapping[str, list[Any]]
 ) -> Iterable[dict[str, Any]]:
