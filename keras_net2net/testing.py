@@ -293,8 +293,10 @@ def _compiled(model: Any, x: Any, modes: Sequence[bool]) -> Any:
     """All calls in one program: operation by operation, JAX compiles for longer at each shape."""
     import jax
 
+    given = [{"training": mode} if privates.takes_training(model) else {} for mode in modes]
+
     def call(trainable: list[Any], rest: list[Any]) -> Any:
-        return [model.stateless_call(trainable, rest, x, training=mode)[0] for mode in modes]
+        return [model.stateless_call(trainable, rest, x, **kwargs)[0] for kwargs in given]
 
     variables = (model.trainable_variables, model.non_trainable_variables)
     return jax.jit(call)(*([variable.value for variable in part] for part in variables))

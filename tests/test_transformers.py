@@ -86,7 +86,7 @@ WIDTHS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=repr)
+@pytest.mark.parametrize("kind", KINDS if BACKEND == "torch" else KINDS[:1], ids=repr)
 @pytest.mark.parametrize(("build", "stream"), MODELS.values(), ids=MODELS)
 def test_every_width_grows_alone_and_together_with_the_others(build, stream, kind):
     """One growth after the other on one model; after each the outputs are those from before."""
@@ -99,7 +99,7 @@ def test_every_width_grows_alone_and_together_with_the_others(build, stream, kin
     for seed, name in enumerate(widths):
         n2n.grow(model, WIDTHS[name](stream, kind), seed=seed, verify=False)
         sizes.append(model.count_params())
-        if BACKEND != "jax" or seed in (2, 6):
+        if BACKEND == "torch" or seed in (2, 6):
             assert_same(both_modes(model, x), before, 3e-6)
     assert sizes == sorted(set(sizes))
     assert_native(model)
@@ -108,8 +108,8 @@ def test_every_width_grows_alone_and_together_with_the_others(build, stream, kin
 STREAMS = ["the stream twice", "the stream by more than twice"]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=repr)
-@pytest.mark.parametrize("width", STREAMS)
+@pytest.mark.parametrize("kind", KINDS if BACKEND == "torch" else KINDS[:1], ids=repr)
+@pytest.mark.parametrize("width", STREAMS if BACKEND == "torch" else STREAMS[1:])
 @pytest.mark.parametrize(
     "norm", [layers.LayerNormalization, layers.RMSNormalization], ids=["layer", "RMS"]
 )
@@ -129,7 +129,7 @@ def test_the_stream_grows_to_any_size_under_either_norm(norm, width, kind):
 @pytest.mark.parametrize(("build", "stream"), MODELS.values(), ids=MODELS)
 def test_a_grown_transformer_is_saved_and_trained(build, stream):
     growths = [n2n.Wider(stream, 9), [n2n.Wider(factor=1.5, **kind) for kind in KINDS]]
-    check_model(lambda: build(depth=1), growths, tolerance=3e-6, train=BACKEND != "jax")
+    check_model(lambda: build(depth=1), growths, tolerance=3e-6, train=BACKEND == "torch")
 
 
 def test_all_hidden_layers_of_a_transformer_grow():

@@ -19,6 +19,7 @@ from tests.helpers import (
     assert_same,
     assert_untouched,
     both_modes,
+    cases,
     data_for,
     outputs,
     randomize,
@@ -28,6 +29,10 @@ from tests.helpers import (
 MHA = layers.MultiHeadAttention
 # On JAX, Keras's attention has one size for keys and values.
 VALUES, FEWER_VALUES = (3, 3) if BACKEND == "jax" else (4, 2)
+# On each backend: random shares; on the fast one all kinds of new units.
+KINDS = list(
+    cases({"random": {}, "even": {"shares": "even"}, "fresh": {"new_units": "fresh"}}, 1).values()
+)
 SIZES = ("heads", "key_dim", "value_dim")
 needs_gate = pytest.mark.skipif(
     "use_gate" not in inspect.signature(MHA.__init__).parameters, reason="new in a later Keras"
@@ -61,7 +66,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("layer", "shape", "call"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("layer", "shape", "call"), cases(CASES).values(), ids=cases(CASES))
 def test_every_size_of_an_attention_grows(layer, shape, call):
     assert set(SIZES) < set(check_rule(layer, shape, call=call, **QUICK))
 
@@ -111,7 +116,7 @@ def attention(weights, x, gate=None):
     return np.einsum("bthd,hdc->btc", mixed, wo) + bo
 
 
-@pytest.mark.parametrize("how", [{}, {"shares": "even"}, {"new_units": "fresh"}], ids=repr)
+@pytest.mark.parametrize("how", KINDS, ids=repr)
 @pytest.mark.parametrize(
     "sizes", [{"heads": 8}, {"key_dim": 5}, {"value_dim": 7}, {"heads": 3, "key_dim": 9}], ids=repr
 )
@@ -236,7 +241,7 @@ def dot_product(asked=(), **settings):
     ],
     ids=repr,
 )
-@pytest.mark.parametrize("how", [{}, {"shares": "even"}, {"new_units": "fresh"}], ids=repr)
+@pytest.mark.parametrize("how", KINDS, ids=repr)
 def test_queries_hold_the_shares_of_a_dot_product(settings, how):
     model = dot_product(**settings)
     x = data_for(model)
@@ -282,7 +287,7 @@ ADDITIVE = {
 }
 
 
-@pytest.mark.parametrize(("shapes", "fixed"), ADDITIVE.values(), ids=ADDITIVE)
+@pytest.mark.parametrize(("shapes", "fixed"), cases(ADDITIVE, 1).values(), ids=cases(ADDITIVE, 1))
 def test_the_scale_of_an_additive_attention_reads(shapes, fixed):
     assert check_rule(
         layers.AdditiveAttention, shapes, call=lambda layer, x: layer(x), fixed=fixed, **QUICK
