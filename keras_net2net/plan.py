@@ -38,6 +38,9 @@ class WidthChange:
     def label(self) -> str:
         """The layers that were asked for, and which part of their units this is."""
         names = ", ".join(self.asked or self.layers[:1])
+        layer, _, counted = self.name.partition(":")
+        if layer in self.layers and counted.isidentifier():
+            return f"{layer} ({counted})"  # one of several things that it counts
         return names if self.name in self.layers else f"{names} (part {self.name!r} of its units)"
 
 

@@ -251,3 +251,12 @@ def test_a_plan_with_nothing_to_do_says_so():
     assert plan.empty
     assert plan.parameters_after == plan.parameters_before
     assert "skip fc: has 3 units already" in plan.summary()
+
+
+def test_a_layer_that_counts_several_things_is_named_with_what_grows():
+    inputs = keras.Input((3, 4))
+    outputs = layers.MultiHeadAttention(2, 4, name="mha")(inputs, inputs)
+    model = keras.Model(inputs, outputs)
+    plan = n2n.plan(model, n2n.Wider("mha", {"heads": 3, "value_dim": 6}), seed=0)
+    assert "widen mha: 2 -> 3" in plan.summary()
+    assert "widen mha (value_dim): 4 -> 6" in plan.summary()
