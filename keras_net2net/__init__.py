@@ -5,6 +5,7 @@ from keras_net2net.callbacks import GrowthScheduler
 from keras_net2net.clones import clone, clone_and_grow, net2deeper, net2wider
 from keras_net2net.errors import (
     CheckError,
+    CodeError,
     ConflictError,
     FixedWidthError,
     GrowthError,
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckError",
+    "CodeError",
     "ConflictError",
     "Deeper",
     "FixedWidthError",

@@ -25,7 +25,7 @@ from keras_net2net.reopening import update_opened
 from keras_net2net.rules.registry import rule_for
 from keras_net2net.transaction import Transaction
 from keras_net2net.weights import VariableChange
-from keras_net2net.widths import EXPRESSIONS, Axes, resolve
+from keras_net2net.widths import Axes, is_axes, resolve
 
 T = TypeVar("T")
 
@@ -205,7 +205,7 @@ def new_build_shapes(facts: Facts) -> dict[str, Any] | None:
 
 def _shapes_like(given: Any, old: Any) -> Any:
     """The shapes of tensors; a batch size keeps what the build has seen of it."""
-    if _is_axes(given):
+    if is_axes(given):
         shape = _shape_of(given)
         if isinstance(old, (tuple, list)) and len(old) == len(shape) and shape:
             return (old[0], *shape[1:])
@@ -216,10 +216,6 @@ def _shapes_like(given: Any, old: Any) -> Any:
         inside = old if isinstance(old, (list, tuple)) and len(old) == len(given) else None
         return [_shapes_like(x, inside and inside[i]) for i, x in enumerate(given)]
     return old
-
-
-def _is_axes(x: Any) -> bool:
-    return isinstance(x, tuple) and all(isinstance(axis, EXPRESSIONS) for axis in x)
 
 
 def _shape_of(axes: Axes) -> Shape:
@@ -249,13 +245,9 @@ def relabel(graph: Graph, layers: Iterable[Facts], transaction: Transaction) -> 
         shapes = new_build_shapes(facts)
         if shapes is not None and _differ(shapes, privates.build_shapes(layer)):
             transaction.remember(layer)
-            if privates.sublayers(layer):
-                privates.set_build_shapes(layer, shapes)  # they are built already
-            else:
-                # `build` derives more than weights: up to Keras 3.10 at least, what the
-                # -1 of a `Reshape` stands for.
-                own = {variable.name: variable for variable in privates.own_variables(layer)}
-                _build_again(layer, shapes, own)
+            # `build` derives more than weights: up to Keras 3.10 at least, what the -1 of a
+            # `Reshape` stands for.
+            _build_again(layer, shapes, privates.named_variables(layer))
 
 
 def _differ(new: Any, old: Any) -> bool:

@@ -12,7 +12,6 @@ from keras_net2net import keras_privates as privates
 from keras_net2net.apply import apply_plan, containers
 from keras_net2net.draft import Draft
 from keras_net2net.errors import CodeError, GrowthError, explain
-from keras_net2net.graph import read
 from keras_net2net.operations.base import as_operations
 from keras_net2net.optimizers import update_optimizer
 from keras_net2net.plan import Plan
@@ -164,8 +163,8 @@ def _grow(
     planned = draft.plan()
     compare = verify is not False and planned.exact and not planned.empty
     privates.sync_state(model)
-    # The draft's graph has the planned shapes; the probe needs those of now.
-    before = probe(model, read(model), None if verify is True else verify) if compare else None
+    # No growth changes the inputs, so that the planned graph tells a probe what to make.
+    before = probe(model, draft.graph, None if verify is True else verify) if compare else None
     notes = _notes(draft, planned, verify is not False)
     transaction = Transaction()
     difference = None

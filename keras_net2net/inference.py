@@ -26,6 +26,7 @@ from keras_net2net.widths import (
     Obstacle,
     Width,
     fix,
+    is_axes,
     resolve,
     unify,
     widths_of,
@@ -905,7 +906,7 @@ def _flatten(outputs: Any) -> list[Axes | None]:
     """Flattens what a rule returns; a tuple of expressions is one tensor."""
     if outputs is None:
         return []
-    if isinstance(outputs, tuple) and all(isinstance(x, EXPRESSIONS) for x in outputs):
+    if is_axes(outputs):
         return [outputs]
     if isinstance(outputs, dict):
         return [axes for key in sorted(outputs) for axes in _flatten(outputs[key])]

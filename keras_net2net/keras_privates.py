@@ -17,6 +17,9 @@ from typing import Any
 import keras
 import numpy as np
 
+# The cell of the ConvLSTM layers has a rule as other cells have, and no public name.
+from keras.src.layers.rnn.conv_lstm import ConvLSTMCell  # noqa: F401
+
 # `map_graph` sorts the nodes between inputs and outputs by depth. A `Function`
 # stores what it returns, and has no way to take a changed graph.
 from keras.src.ops.function import map_graph
@@ -147,6 +150,14 @@ def position_of_training(layer: Any) -> int | None:
 def is_keras_layer(layer: Any) -> bool:
     """Whether a layer is one of Keras's own, whose classes say all about them."""
     return type(layer).__module__.startswith("keras.src.layers.")
+
+
+def attention_has_one_size() -> bool:
+    """Whether Keras's attention computes only with keys and values of one size.
+
+    On JAX it calls JAX's own attention, which does; no layer says so.
+    """
+    return bool(keras.backend.backend() == "jax")
 
 
 def has_build(layer: Any) -> bool:

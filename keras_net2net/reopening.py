@@ -10,6 +10,7 @@ code does now must be what was planned.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -167,7 +168,7 @@ def _take_over(
 
 def _take_attributes(layer: Any, twin: Any) -> None:
     for key, value in vars(twin).items():
-        if key in _BASE or not _is_plain(value):
+        if key in _base() or not _is_plain(value):
             continue
         old = vars(layer).get(key)
         if type(old) is type(value) and old != value:
@@ -181,12 +182,12 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN)
 
 
-# What every layer or model holds, whatever its sizes: whether it is compiled, say.
-_BASE = (
-    frozenset(vars(keras.Layer()))
-    | frozenset(vars(keras.Model()))
-    | frozenset(["built", "_path", "name", "_parent_path"])
-)
+@functools.cache
+def _base() -> frozenset[str]:
+    """What every layer or model holds, whatever its sizes: whether it is compiled, say."""
+    # Without names of their own, these would move on the numbers in the user's names.
+    layer, model = keras.Layer(name="base"), keras.Model(name="base")
+    return frozenset([*vars(layer), *vars(model), "built", "_path", "name", "_parent_path"])
 
 
 def _plain_config(layer: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeGuard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,11 @@ class Product:
 Expression = Width | Fixed | Concat | Product
 Axes = tuple[Expression, ...]
 EXPRESSIONS = (Width, Fixed, Concat, Product)
+
+
+def is_axes(x: Any) -> TypeGuard[Axes]:
+    """Whether something is the expressions of a tensor's axes."""
+    return isinstance(x, tuple) and all(isinstance(axis, EXPRESSIONS) for axis in x)
 
 
 def concat(parts: Iterable[Expression]) -> Expression:

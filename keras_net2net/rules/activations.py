@@ -23,7 +23,7 @@ from keras_net2net.inference import (
     RuleCall,
     follows,
 )
-from keras_net2net.rules.kinds import keeps_zero
+from keras_net2net.rules.kinds import ZERO_OF_ZERO, keeps_zero
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.widths import Axes, Fixed
 
@@ -79,26 +79,6 @@ ELEMENTWISE: dict[str, Activation] = {
     "tanh_shrink": Activation(),
     "threshold": Activation(),
 }
-OF_ZERO_ZERO = frozenset(
-    [
-        "relu",
-        "relu6",
-        "hard_tanh",
-        "tanh",
-        "softsign",
-        "elu",
-        "selu",
-        "celu",
-        "gelu",
-        "silu",
-        "hard_silu",
-        "mish",
-        "leaky_relu",
-        "soft_shrink",
-        "hard_shrink",
-        "tanh_shrink",
-    ]
-)
 OVER_AN_AXIS = ("softmax", "log_softmax", "sparsemax")
 
 
@@ -156,7 +136,8 @@ def activate(call: RuleCall, x: Axes, function: Any) -> Axes | None:
         return call.apply(function, x)
     name = activation_name(function)
     if name in ELEMENTWISE:
-        call.treat(PASSES if name == "linear" else KEEPS_ZERO if name in OF_ZERO_ZERO else None)
+        zero = name.replace("_", "") in ZERO_OF_ZERO
+        call.treat(PASSES if name == "linear" else KEEPS_ZERO if zero else None)
         return x
     if name in OVER_AN_AXIS:
         call.fix(x[-1], f"normalizes over its units with {name}")

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import keras
 from keras import layers
 
+from keras_net2net import keras_privates as privates
 from keras_net2net.inference import MAKES_UNITS, PASSES, RuleCall, Scaled, reads
 from keras_net2net.rules.registry import register_rule
-from keras_net2net.widths import EXPRESSIONS, Axes, Expression, product
+from keras_net2net.widths import Axes, Expression, is_axes, product
 
 
 @register_rule(layers.MultiHeadAttention)
@@ -36,20 +36,15 @@ def multi_head_attention(
     for other in (keys, values):
         call.unify(projected[-2], other[-2], "has as many heads")
     call.unify(projected[-1], keys[-1], "compares keys and queries")
-    if keras.backend.backend() == "jax" and projected[-1].size == values[-1].size:
+    if privates.attention_has_one_size() and projected[-1].size == values[-1].size:
         # Its attention computes with one size for both, whatever the layer could do.
         call.unify(projected[-1], values[-1], "has keys and values of one size on JAX")
     attended = (*projected[:-1], values[-1])
-    if getattr(layer, "_use_gate", False):
-        gate = call.apply(layer._gate_dense, query)
-        if gate is None:
-            return None
-        for one, other in zip(attended[-2:], gate[-2:], strict=True):
-            call.unify(one, other, "multiplies by its gate")
-    output = call.apply(layer.output_dense, attended)
+    gated = getattr(layer, "_use_gate", False)
+    output = _project(call, attended, layer._gate_dense if gated else None, query)
     if output is None:
         return None
-    call.share_part(layer.query_dense, projected[-1], Scaled(projected[-1], -0.5, "size"))
+    _keep_scale(call, projected[-1], "_inverse_sqrt_key_dim")
     for name, expression in (
         ("heads", projected[-2]),
         ("key_dim", projected[-1]),
@@ -57,7 +52,6 @@ def multi_head_attention(
     ):
         call.expose(name, expression)
         call.configure("_num_heads" if name == "heads" else f"_{name}", expression)
-    call.configure("_inverse_sqrt_key_dim", Scaled(projected[-1], 0.5, "size"))
     if layer._output_shape is None:
         call.unify(output[-1], query[-1], "makes as many units as it is queried with")
     else:
@@ -91,16 +85,11 @@ def grouped_query_attention(
     call.unify(projected[-1], keys[-1], "compares keys and queries")
     call.unify(projected[-1], values[-1], "has one dimension for keys and values")
     attended = (*projected[:-2], heads, values[-1])
-    if getattr(layer, "use_gate", False):
-        gate = call.apply(layer._gate_dense, query)
-        if gate is None:
-            return None
-        for one, other in zip(attended[-2:], gate[-2:], strict=True):
-            call.unify(one, other, "multiplies by its gate")
-    output = call.apply(layer._output_dense, attended)
+    gated = getattr(layer, "use_gate", False)
+    output = _project(call, attended, layer._gate_dense if gated else None, query)
     if output is None:
         return None
-    call.share_part(layer._query_dense, projected[-1], Scaled(projected[-1], -0.5, "size"))
+    _keep_scale(call, projected[-1], "_inverse_sqrt_head_dim")
     for name, expression in (
         ("num_query_heads", heads),
         ("num_key_value_heads", values[-2]),
@@ -109,13 +98,30 @@ def grouped_query_attention(
         call.expose(name, expression)
         call.configure(name, expression)
     call.configure("num_repeats", repeats)
-    call.configure("_inverse_sqrt_head_dim", Scaled(projected[-1], 0.5, "size"))
     call.unify(output[-1], query[-1], "makes as many units as it is queried with")
     call.configure("feature_dim", output[-1])
     call.treat(MAKES_UNITS)
     if len(call.output_shapes) == 1:
         return output
     return [output, (query[0], heads, query[1], value[1])]
+
+
+def _project(call: RuleCall, attended: Axes, gate: Any, query: Axes) -> Axes | None:
+    """The output's projection of what was attended to, behind a gate where there is one."""
+    if gate is not None:
+        factor = call.apply(gate, query)
+        if factor is None:
+            return None
+        for one, other in zip(attended[-2:], factor[-2:], strict=True):
+            call.unify(one, other, "multiplies by its gate")
+    output: Axes | None = call.apply(call.layer._output_dense, attended)
+    return output
+
+
+def _keep_scale(call: RuleCall, size: Expression, factor: str) -> None:
+    """Lets queries hold the shares of copies, and make up for the layer's scaling factor."""
+    call.share_part(call.layer._query_dense, size, Scaled(size, -0.5, "size"))
+    call.configure(factor, Scaled(size, 0.5, "size"))
 
 
 @register_rule(layers.Attention)
@@ -183,6 +189,6 @@ def _is_causal(rest: Iterable[Any], kwargs: dict[str, Any]) -> bool:
 def _fix_masks(call: RuleCall, rest: Any, kwargs: dict[str, Any]) -> None:
     for mask in (*rest, *kwargs.values()):
         for x in mask if isinstance(mask, list) else [mask]:
-            if isinstance(x, tuple) and all(isinstance(axis, EXPRESSIONS) for axis in x):
+            if is_axes(x):
                 fixed: list[Expression] = list(x)
                 call.fix(fixed, "masks with this axis")

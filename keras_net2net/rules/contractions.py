@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
+from keras_net2net import keras_privates as privates
 from keras_net2net.inference import KEEPS_ZERO, MAKES_UNITS, PASSES, RuleCall
-from keras_net2net.rules.kinds import broadcast
+from keras_net2net.rules.convolutional import SLIDES
+from keras_net2net.rules.kinds import broadcast, channel_axis, with_space
 from keras_net2net.rules.registry import refuse, register_rule
 from keras_net2net.weights import MAKES, READS
-from keras_net2net.widths import EXPRESSIONS, Axes, Expression, Fixed, product, resolve
+from keras_net2net.widths import Axes, Expression, Fixed, is_axes, product, resolve
 
 
 def axes_of(value: Any) -> Axes:
     """The axes of an argument: a tensor's, or those of a constant."""
-    if isinstance(value, tuple) and all(isinstance(x, EXPRESSIONS) for x in value):
+    if is_axes(value):
         return value
     shape = value.shape if hasattr(value, "shape") else np.shape(value)
     return tuple(Fixed(int(size)) for size in shape)
@@ -44,15 +45,14 @@ def contract(call: RuleCall, pairs: list[tuple[Expression, Expression]], tensors
             call.share(first, *range(tensors))
 
 
-def _finish(call: RuleCall, first: Axes, second: Axes, kept: list[list[Expression]]) -> None:
-    """Says what the units of the outputs are, where a variable makes them."""
-    made = [call.role(axis, MAKES) for axes in kept for axis in axes]
-    variable = any(made)
-    call.treat(MAKES_UNITS if variable else KEEPS_ZERO)
+def _make(call: RuleCall, *axes: Expression) -> None:
+    """Says what the units of the output are, and that a variable makes those on its axes."""
+    made = [call.role(axis, MAKES) for axis in axes]
+    call.treat(MAKES_UNITS if any(made) else KEEPS_ZERO)
 
 
 def _count(*values: Any) -> int:
-    return sum(isinstance(v, tuple) and all(isinstance(x, EXPRESSIONS) for x in v) for v in values)
+    return sum(map(is_axes, values))
 
 
 @register_rule(ops.matmul)
@@ -65,7 +65,7 @@ def matmul(call: RuleCall, x1: Any, x2: Any) -> Axes:
     right: Axes = () if row else (b[-1],)
     batches = [batch for batch in (a[:-2], b[:-2]) if batch]
     batch = broadcast(call, batches) if batches else ()
-    _finish(call, a, b, [list(left), list(right)])
+    _make(call, *left, *right)
     return (*batch, *left, *right)
 
 
@@ -78,7 +78,7 @@ def dot(call: RuleCall, x1: Any, x2: Any) -> Axes | None:
     row = len(b) == 1
     contract(call, [(a[-1], b[0] if row else b[-2])], _count(x1, x2))
     right = () if row else (*b[:-2], b[-1])
-    _finish(call, a, b, [list(a[:-1]), list(right)])
+    _make(call, *a[:-1], *right)
     return (*a[:-1], *right)
 
 
@@ -87,7 +87,7 @@ def inner(call: RuleCall, x1: Any, x2: Any) -> Axes:
     """Sums over the last axes; passes the others."""
     a, b = axes_of(x1), axes_of(x2)
     contract(call, [(a[-1], b[-1])], _count(x1, x2))
-    _finish(call, a, b, [list(a[:-1]), list(b[:-1])])
+    _make(call, *a[:-1], *b[:-1])
     return (*a[:-1], *b[:-1])
 
 
@@ -104,7 +104,7 @@ def tensordot(call: RuleCall, x1: Any, x2: Any) -> Axes:
     contract(call, [(a[i], b[j]) for i, j in zip(first, second, strict=True)], _count(x1, x2))
     left = [axis for i, axis in enumerate(a) if i not in first]
     right = [axis for j, axis in enumerate(b) if j not in second]
-    _finish(call, a, b, [left, right])
+    _make(call, *left, *right)
     return (*left, *right)
 
 
@@ -135,12 +135,8 @@ def einsum(call: RuleCall, *operands: Any) -> Axes | None:
         call.fix(alone, "sums over this axis")
     both = [letter for letter in output if letter in first and letter in second]
     tied = {x: broadcast(call, [(first[x],), (second[x],)])[0] for x in both}
-    _finish(
-        call,
-        axes[0],
-        axes[1],
-        [[a for x, a in one.items() if x in output and x not in tied] for one in (first, second)],
-    )
+    alone = [a for one in (first, second) for x, a in one.items() if x in output and x not in tied]
+    _make(call, *alone)
     known = {**first, **second, **tied}
     return tuple(known[letter] for letter in output)
 
@@ -176,20 +172,6 @@ def parse_einsum(equation: str, ranks: list[int]) -> tuple[list[list[str]], list
     return inputs, [*before, *numbers, *after]
 
 
-def _channels(call: RuleCall, rank: int) -> int:
-    form = call.layer.data_format or keras.config.image_data_format()
-    return 1 if form == "channels_first" else rank - 1
-
-
-def _slide(call: RuleCall, x: Axes, channels: Expression) -> Axes:
-    """The axes of what a convolution makes, with its channels."""
-    at = _channels(call, len(x))
-    call.fix([e for i, e in enumerate(x) if i not in (0, at)], "slides a kernel along this axis")
-    axes: list[Expression] = [Fixed(size) for size in call.output_shapes[0]]
-    axes[0], axes[at] = x[0], channels
-    return tuple(axes)
-
-
 def _read(call: RuleCall, channels: Expression, axis: Expression, tensors: int) -> None:
     """Lets an axis of a kernel read channels; a group of them is fixed."""
     if channels.size != axis.size:
@@ -202,42 +184,42 @@ def _read(call: RuleCall, channels: Expression, axis: Expression, tensors: int) 
 def conv(call: RuleCall, x: Any, kernel: Any) -> Axes:
     """Reads channels with one axis of the kernel, and makes those of another."""
     a, k = axes_of(x), axes_of(kernel)
-    _read(call, a[_channels(call, len(a))], k[-2], _count(x, kernel))
-    if a[_channels(call, len(a))].size != k[-2].size:
+    _read(call, a[channel_axis(call, len(a))], k[-2], _count(x, kernel))
+    if a[channel_axis(call, len(a))].size != k[-2].size:
         call.fix(k[-1], "makes its channels in groups")
-    call.treat(MAKES_UNITS if call.role(k[-1], MAKES) else KEEPS_ZERO)
-    return _slide(call, a, k[-1])
+    _make(call, k[-1])
+    return with_space(call, a, SLIDES, k[-1])
 
 
 @register_rule(ops.conv_transpose)
 def conv_transpose(call: RuleCall, x: Any, kernel: Any) -> Axes:
     """Reads channels with one axis of the kernel, and makes those of another."""
     a, k = axes_of(x), axes_of(kernel)
-    _read(call, a[_channels(call, len(a))], k[-1], _count(x, kernel))
-    call.treat(MAKES_UNITS if call.role(k[-2], MAKES) else KEEPS_ZERO)
-    return _slide(call, a, k[-2])
+    _read(call, a[channel_axis(call, len(a))], k[-1], _count(x, kernel))
+    _make(call, k[-2])
+    return with_space(call, a, SLIDES, k[-2])
 
 
 @register_rule(ops.depthwise_conv)
 def depthwise_conv(call: RuleCall, x: Any, kernel: Any) -> Axes:
     """Channels follow, each with its own kernels."""
     a, k = axes_of(x), axes_of(kernel)
-    channels = a[_channels(call, len(a))]
+    channels = a[channel_axis(call, len(a))]
     call.unify(channels, k[-2], "has kernels for each channel")
     call.fix(k[-1], "makes as many channels of each")
-    return _slide(call, a, product([channels, Fixed(k[-1].size)]))
+    return with_space(call, a, SLIDES, product([channels, Fixed(k[-1].size)]))
 
 
 @register_rule(ops.separable_conv)
 def separable_conv(call: RuleCall, x: Any, depthwise: Any, pointwise: Any) -> Axes:
     """Makes the channels of its pointwise kernel, which reads those of the depthwise one."""
     a, d, p = axes_of(x), axes_of(depthwise), axes_of(pointwise)
-    channels = a[_channels(call, len(a))]
+    channels = a[channel_axis(call, len(a))]
     call.unify(channels, d[-2], "has kernels for each channel")
     call.fix(d[-1], "makes as many channels of each")
     _read(call, product([channels, Fixed(d[-1].size)]), p[-2], 0)
-    call.treat(MAKES_UNITS if call.role(p[-1], MAKES) else KEEPS_ZERO)
-    return _slide(call, a, p[-1])
+    _make(call, p[-1])
+    return with_space(call, a, SLIDES, p[-1])
 
 
 @register_rule(ops.batch_normalization)
@@ -269,7 +251,7 @@ def dot_product_attention(
     else:
         call.fix([q[-2], k[-2]], "repeats its key and value heads")
     call.unify(q[-1], k[-1], "compares keys and queries")
-    if keras.backend.backend() == "jax":
+    if privates.attention_has_one_size():
         call.unify(k[-1], v[-1], "has keys and values of one size on JAX")
     if scale is None:
         call.fix(q[-1], "scales its scores by the number of these units")

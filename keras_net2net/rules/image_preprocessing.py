@@ -9,7 +9,7 @@ from keras import layers
 from keras_net2net.inference import RuleCall
 from keras_net2net.rules.kinds import with_space
 from keras_net2net.rules.registry import Refusal, refuse, register_rule
-from keras_net2net.widths import EXPRESSIONS, Axes
+from keras_net2net.widths import Axes, is_axes
 
 PIXELS = "moves pixels along this axis"
 MIXES = "mixes the three colours"
@@ -44,7 +44,7 @@ def named(*names: str) -> list[Any]:
 )
 def image_layer(call: RuleCall, x: Any, *args: Any, **kwargs: Any) -> Axes | list[Axes]:
     """Passes channels through: all channels of an image are treated alike, each alone."""
-    if not isinstance(x, tuple) or not all(isinstance(axis, EXPRESSIONS) for axis in x):
+    if not is_axes(x):
         return Refusal("takes images together with their labels")(call, x)
     if len(x) != 4:
         return Refusal("takes one image, without a batch")(call, x)

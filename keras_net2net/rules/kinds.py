@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_net2net.inference import KEEPS_ZERO, PASSES, RuleCall
 from keras_net2net.rules.registry import Refusal, Rule
-from keras_net2net.widths import EXPRESSIONS, Axes, Expression, Fixed, split_part, widths_of
+from keras_net2net.widths import Axes, Expression, Fixed, is_axes, split_part, widths_of
 
 
 def passes(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
@@ -58,6 +58,7 @@ ZERO_OF_ZERO = frozenset(
         "selu",
         "celu",
         "gelu",
+        "mish",
         "silu",
         "hardsilu",
         "leakyrelu",
@@ -123,7 +124,7 @@ def tensors_in(values: Iterable[Any]) -> list[Axes]:
     """The axes of all tensors among arguments; constants have fixed axes."""
     found: list[Axes] = []
     for value in values:
-        if isinstance(value, tuple) and all(isinstance(x, EXPRESSIONS) for x in value):
+        if is_axes(value):
             found.append(value)
         elif isinstance(value, (list, tuple)):
             inside = tensors_in(value)
@@ -137,7 +138,10 @@ def tensors_in(values: Iterable[Any]) -> list[Axes]:
 
 def channel_axis(call: RuleCall, rank: int) -> int:
     """The index of the channels in a tensor, by the layer's data format."""
-    return 1 if getattr(call.layer, "data_format", None) == "channels_first" else rank - 1
+    # An operation that was given none holds `None`, and takes that of the configuration.
+    given = getattr(call.layer, "data_format", "channels_last")
+    form = given or keras.config.image_data_format()
+    return 1 if form == "channels_first" else rank - 1
 
 
 def with_space(call: RuleCall, x: Axes, what: str, channels: Expression | None = None) -> Axes:

@@ -10,11 +10,12 @@ from typing import Any
 
 from keras import layers
 
+from keras_net2net import keras_privates as privates
 from keras_net2net.inference import RuleCall, follows, makes, reads
 from keras_net2net.rules.activations import activate
 from keras_net2net.rules.kinds import broadcast, channel_axis
 from keras_net2net.rules.registry import register_rule
-from keras_net2net.widths import EXPRESSIONS, Axes, Expression, Fixed, concat, product
+from keras_net2net.widths import Axes, Expression, Fixed, concat, is_axes, product
 
 States = list[Any]
 
@@ -118,7 +119,7 @@ def _recurrent(call: RuleCall, sequence: Axes, output: Axes, states: States, ini
 
 
 def _flat(state: Any) -> list[Axes]:
-    if isinstance(state, tuple) and all(isinstance(x, EXPRESSIONS) for x in state):
+    if is_axes(state):
         return [state]
     return [axes for one in state or [] for axes in _flat(one)]
 
@@ -162,7 +163,7 @@ def conv_lstm_cell(call: RuleCall, x: Axes, states: Any) -> Any:
     return units
 
 
-register_rule(type(layers.ConvLSTM1D(1, 1).cell))(conv_lstm_cell)
+register_rule(privates.ConvLSTMCell)(conv_lstm_cell)
 
 
 @register_rule(layers.Bidirectional)

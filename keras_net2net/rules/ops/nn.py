@@ -94,10 +94,6 @@ def categorical_crossentropy(call: RuleCall, target: Any, output: Any) -> Axes:
     return use(call, both, positions(call.layer.axis, len(both)), "sums over classes", keep=False)
 
 
-def _channels_first(call: RuleCall) -> bool:
-    return getattr(call.layer, "data_format", None) == "channels_first"
-
-
 @register_rule(*named("depth_to_space"))
 def depth_to_space(call: RuleCall, x: Axes) -> Axes:
     """Splits channels into blocks, which go to space, and the rest, which passes through."""
@@ -105,7 +101,7 @@ def depth_to_space(call: RuleCall, x: Axes) -> Axes:
     at = channel_axis(call, len(x))
     block = call.layer.block_size**2
     # With the channels first, the order of the factors isn't the same on all backends.
-    groups = None if _channels_first(call) else regroup([x[at]], [block, shape[at]])
+    groups = None if at == 1 else regroup([x[at]], [block, shape[at]])
     if groups is None:
         return Refusal(BLOCKS)(call, x)[0]
     call.fix(groups[0], BLOCKS)
@@ -115,7 +111,7 @@ def depth_to_space(call: RuleCall, x: Axes) -> Axes:
 @register_rule(*named("space_to_depth"))
 def space_to_depth(call: RuleCall, x: Axes) -> Axes:
     """Multiplies blocks of space by the channels."""
-    if _channels_first(call):
+    if channel_axis(call, len(x)) == 1:
         return Refusal(BLOCKS)(call, x)[0]
     channels = product([Fixed(call.layer.block_size**2), x[-1]])
     return with_space(call, x, BLOCKS, channels)
