@@ -14,12 +14,13 @@ from keras_net2net.errors import (
     UnknownLayerError,
     VerificationError,
 )
+from keras_net2net.facts import follows, makes, reads
 from keras_net2net.growth import grow, plan
-from keras_net2net.inference import RuleCall, follows, makes, reads
 from keras_net2net.operations.deeper import Deeper
 from keras_net2net.operations.wider import Wider
 from keras_net2net.plan import Plan
 from keras_net2net.report import GrowthReport
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.registry import register_rule
 
 __version__ = "0.1.0"

@@ -18,8 +18,8 @@ import numpy as np
 
 from keras_net2net import keras_privates as privates
 from keras_net2net.draft import Draft
+from keras_net2net.facts import Facts
 from keras_net2net.graph import Graph, Shape, Tensor
-from keras_net2net.inference import Facts
 from keras_net2net.plan import LayerChange, Plan
 from keras_net2net.reopening import update_opened
 from keras_net2net.rules.registry import rule_for

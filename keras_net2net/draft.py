@@ -16,8 +16,9 @@ import keras
 
 from keras_net2net import graph as graphs
 from keras_net2net.errors import GrowthError, explain
+from keras_net2net.facts import Facts, Scaled, WeightAxis
 from keras_net2net.graph import Call, Graph, Tensor
-from keras_net2net.inference import Facts, Inference, Scaled, WeightAxis
+from keras_net2net.inference import Inference
 from keras_net2net.plan import Insertion, LayerChange, Plan, Step, WidthChange
 from keras_net2net.remaps import Remap, draw, draw_bound, remap_of
 from keras_net2net.rules import builtin  # noqa: F401  (fills the rule book)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from keras_net2net.inference import Inference, Normalized
+from keras_net2net.facts import Normalized
+from keras_net2net.inference import Inference
 from keras_net2net.widths import Concat, Expression, Product, Width, resolve, widths_of
 
 

@@ -13,12 +13,13 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from keras_net2net.facts import MAKES_UNITS, NORMALIZES, PASSES, RESCALES, Facts, Place
 from keras_net2net.graph import Call, Tensor
 from keras_net2net.weights import FOLLOWS, MAKES, READS
 from keras_net2net.widths import Expression, Obstacle, fix, resolve, widths_of
 
 if TYPE_CHECKING:
-    from keras_net2net.inference import Facts, Inference, Place
+    from keras_net2net.inference import Inference
 
 
 def share_demands(inference: Inference) -> None:
@@ -106,8 +107,6 @@ def _is_linear(
     held: Mapping[int, set[Place]],
 ) -> bool:
     """Whether a call is linear in what a tensor holds along the axis of a variable."""
-    from keras_net2net.inference import PASSES
-
     facts, name, at = place
     units = facts.weights[name][at].expression
 
@@ -193,8 +192,6 @@ class _Paths:
         return found
 
     def _of_call(self, call: Call, wanted: Expression) -> list[Place] | None:
-        from keras_net2net.inference import MAKES_UNITS, NORMALIZES, PASSES, RESCALES
-
         treatment = self._inference.treatments.get(id(call))
         facts = self._inference.facts[id(call.operation)]
         if treatment == PASSES:

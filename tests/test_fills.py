@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from keras_net2net.facts import MADE, Content, Normalized
 from keras_net2net.fills import fills_for
-from keras_net2net.inference import MADE, Content, Normalized
 from keras_net2net.remaps import COPY, ZERO, draw_bound
 from keras_net2net.widths import Concat, Fixed, Obstacle, Product, Width
 

@@ -21,8 +21,8 @@ from keras_net2net.errors import (
     UnknownLayerError,
     explain,
 )
+from keras_net2net.facts import Facts
 from keras_net2net.graph import Graph
-from keras_net2net.inference import Facts
 from keras_net2net.plan import Step
 from keras_net2net.widths import widths_of
 

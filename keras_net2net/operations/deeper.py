@@ -16,7 +16,7 @@ from keras_net2net.errors import (
     SizeError,
     explain,
 )
-from keras_net2net.inference import Facts
+from keras_net2net.facts import Facts
 from keras_net2net.operations.base import (
     Operation,
     find_layers,

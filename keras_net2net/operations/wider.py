@@ -10,8 +10,8 @@ import keras
 
 from keras_net2net.draft import Draft
 from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError, explain
+from keras_net2net.facts import Facts
 from keras_net2net.fills import fills_for
-from keras_net2net.inference import Facts
 from keras_net2net.operations.base import (
     Match,
     Operation,

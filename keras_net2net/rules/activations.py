@@ -15,14 +15,8 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_net2net.inference import (
-    KEEPS_ZERO,
-    MAKES_UNITS,
-    MAKES_ZERO,
-    PASSES,
-    RuleCall,
-    follows,
-)
+from keras_net2net.facts import KEEPS_ZERO, MAKES_UNITS, MAKES_ZERO, PASSES, follows
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import ZERO_OF_ZERO, keeps_zero
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.widths import Axes, Fixed

@@ -14,7 +14,8 @@ from typing import Any
 from keras import layers
 
 from keras_net2net import keras_privates as privates
-from keras_net2net.inference import MAKES_UNITS, PASSES, RuleCall, Scaled, reads
+from keras_net2net.facts import MAKES_UNITS, PASSES, Scaled, reads
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.widths import Axes, Expression, is_axes, product
 

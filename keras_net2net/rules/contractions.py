@@ -13,7 +13,8 @@ import numpy as np
 from keras import ops
 
 from keras_net2net import keras_privates as privates
-from keras_net2net.inference import KEEPS_ZERO, MAKES_UNITS, PASSES, RuleCall
+from keras_net2net.facts import KEEPS_ZERO, MAKES_UNITS, PASSES
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.convolutional import SLIDES
 from keras_net2net.rules.kinds import broadcast, channel_axis, with_space
 from keras_net2net.rules.registry import refuse, register_rule

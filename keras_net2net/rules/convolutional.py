@@ -6,7 +6,8 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.inference import RuleCall, follows, makes, reads
+from keras_net2net.facts import follows, makes, reads
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.activations import activate, activate_made
 from keras_net2net.rules.kinds import channel_axis, with_space
 from keras_net2net.rules.registry import register_rule

@@ -6,7 +6,8 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.inference import MAKES_UNITS, RuleCall, follows, makes, reads
+from keras_net2net.facts import MAKES_UNITS, follows, makes, reads
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.activations import activate_made
 from keras_net2net.rules.contractions import parse_einsum
 from keras_net2net.rules.kinds import passes

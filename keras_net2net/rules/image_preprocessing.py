@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.inference import RuleCall
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import with_space
 from keras_net2net.rules.registry import Refusal, refuse, register_rule
 from keras_net2net.widths import Axes, is_axes

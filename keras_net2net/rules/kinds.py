@@ -8,7 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_net2net.inference import KEEPS_ZERO, PASSES, RuleCall
+from keras_net2net.facts import KEEPS_ZERO, PASSES
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.registry import Refusal, Rule
 from keras_net2net.widths import Axes, Expression, Fixed, is_axes, split_part, widths_of
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.inference import KEEPS_ZERO, NORMALIZES, RESCALES, RuleCall, Scaled, follows
+from keras_net2net.facts import KEEPS_ZERO, NORMALIZES, RESCALES, Scaled, follows
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.registry import refuse, register_rule
 from keras_net2net.widths import Axes, product, regroup
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.inference import KEEPS_ZERO, PASSES, RuleCall
+from keras_net2net.facts import KEEPS_ZERO, PASSES
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import channel_axis, with_space
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.widths import Axes

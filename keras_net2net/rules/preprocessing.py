@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from keras import layers
 
-from keras_net2net.inference import RuleCall, follows
+from keras_net2net.facts import follows
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.registry import Refusal, opened, refuse, register_rule
 from keras_net2net.widths import Axes
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.inference import PASSES, RuleCall
+from keras_net2net.facts import PASSES
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import with_space
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.widths import Axes, Expression, Fixed, product, regroup

@@ -11,7 +11,8 @@ from typing import Any
 from keras import layers
 
 from keras_net2net import keras_privates as privates
-from keras_net2net.inference import RuleCall, follows, makes, reads
+from keras_net2net.facts import follows, makes, reads
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.activations import activate
 from keras_net2net.rules.kinds import broadcast, channel_axis
 from keras_net2net.rules.registry import register_rule

@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.inference import RuleCall
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import along_last, broadcast, tensors_in
 from keras_net2net.rules.ops.numpy import named
 from keras_net2net.rules.registry import refuse, register_rule

@@ -7,7 +7,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.inference import RuleCall
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import (
     along,
     broadcast,

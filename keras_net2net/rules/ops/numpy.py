@@ -6,7 +6,8 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.inference import KEEPS_ZERO, PASSES, RuleCall
+from keras_net2net.facts import KEEPS_ZERO, PASSES
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import (
     along,
     along_last,

@@ -14,7 +14,8 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.inference import PASSES, RuleCall
+from keras_net2net.facts import PASSES
+from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import broadcast, cut, has_units, positions, tensors_in, use
 from keras_net2net.rules.merging import join
 from keras_net2net.rules.registry import Refusal, refuse, register_rule

@@ -1,0 +1,186 @@
+"""What inference finds out: about a layer, the axes of its weights, and its units."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from keras_net2net.weights import FOLLOWS, MAKES, READS
+from keras_net2net.widths import Expression, Fixed, Obstacle
+
+# What an operation does to the value of a unit, as far as units that fill an axis
+# are concerned: those that hold the mean of the others, or zero. See `RuleCall.treat`.
+MAKES_UNITS = "makes units, linear in its weights"
+PASSES = "passes each unit through, alone and linearly"
+KEEPS_ZERO = "makes zero of zero"
+MAKES_ZERO = "makes units that are zero where their weights are"
+NORMALIZES = "makes zero of the mean, and is linear in its weights"
+RESCALES = "makes zero of zero, and is linear in its weights"
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a tensor holds for units that fill a width.
+
+    Args:
+        mean: Where their makers hold the mean of the others: `"mean"`, `"zero"`, or
+            `None` for anything else.
+        zero: Where their makers are zero: `"zero"`, or `None`.
+    """
+
+    mean: str | None = None
+    zero: str | None = None
+
+    def join(self, other: Content) -> Content:
+        """What two tensors have in common."""
+        return Content(
+            self.mean if self.mean == other.mean else None,
+            self.zero if self.zero == other.zero else None,
+        )
+
+    def after(self, treatment: str | None) -> Content:
+        """What an operation makes of it."""
+        if treatment == MAKES_UNITS:
+            return MADE
+        if treatment == MAKES_ZERO:
+            return Content(None, "zero")
+        if treatment == NORMALIZES:
+            return Content("zero", "zero")
+        if treatment == PASSES:
+            return self
+        if treatment in (KEEPS_ZERO, RESCALES):
+            return Content("zero" if self.mean == "zero" else None, self.zero)
+        return Content()
+
+
+MADE = Content("mean", "zero")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightAxis:
+    """One axis of a weight: its width expression, and what the axis does with the units.
+
+    Args:
+        expression: The width expression.
+        role: `"makes"`, `"reads"` or `"follows"`.
+        silent: Whether it is zero for units that fill the axis.
+        content: For an axis that reads, what it reads of such units.
+    """
+
+    expression: Expression
+    role: str
+    silent: bool = False
+    content: Content = Content()
+
+    def silent_for(self, fill: str) -> bool:
+        """Whether it has to be zero for units that fill a width with `"mean"` or `"zero"`."""
+        held = self.content.mean if fill == "mean" else self.content.zero
+        return self.silent or (self.role == READS and held != "zero")
+
+
+def makes(expression: Expression) -> WeightAxis:
+    """The axis makes these units, as a kernel's last axis or a bias does."""
+    return WeightAxis(expression, MAKES)
+
+
+def reads(expression: Expression) -> WeightAxis:
+    """The axis reads these units, as a kernel's input axis does."""
+    return WeightAxis(expression, READS)
+
+
+def follows(expression: Expression, *, silent: bool = False) -> WeightAxis:
+    """The axis holds something for each of these units, as BatchNormalization does.
+
+    Args:
+        expression: The units.
+        silent: Whether units that only fill the axis get a zero, as the offset of a
+            normalization over the units does. Defaults to `False`.
+
+    Example:
+
+    >>> import keras_net2net as n2n
+    >>> def scale(call, x):
+    ...     call.weight("gamma", n2n.follows(x[-1]))
+    ...     return x
+    """
+    return WeightAxis(expression, FOLLOWS, silent)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """A number that follows from how much an axis grows.
+
+    Args:
+        expression: The axis.
+        power: The exponent.
+        by: `"kept"`: of the part of the new units that isn't there to fill; or
+            `"size"`: of the old size over the new one.
+    """
+
+    expression: Expression
+    power: float
+    by: str = "kept"
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalized:
+    """Units that a normalization sees together.
+
+    Args:
+        expression: The axis.
+        fill: What added units may hold beside copies: `"mean"`, `"zero"`, or
+            `None`: there may be copies only.
+        copies: Whether copying all units equally often preserves it.
+        content: What the tensor that is normalized holds.
+        obstacle: The normalization.
+    """
+
+    expression: Expression
+    fill: str | None
+    copies: bool
+    content: Content
+    obstacle: Obstacle
+
+
+@dataclasses.dataclass(eq=False)
+class Facts:
+    """What inference found out about one layer or operation.
+
+    Args:
+        operation: The Keras object.
+        path: Its path in the model.
+        units: The expression of each size that the layer counts, by config key;
+            the first is the one that `Wider` means.
+        config: The expressions (nested, with plain numbers between) of each
+            config key that follows from widths.
+        weights: The axes of each weight.
+        scales: What a weight is multiplied by at a growth.
+        has_rule: Whether a rule was found.
+        given: The arguments of its first call, with axes in the place of tensors.
+        part_of: The path of the layer whose rule speaks for this one, too.
+        calls: How often it is called.
+        opened: Whether it has no rule, and was opened.
+        passing: Whether it is an operation inside an opened layer, which the layer's
+            code makes anew at each call.
+    """
+
+    operation: Any
+    path: str
+    units: dict[str, Expression] = dataclasses.field(default_factory=dict)
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    weights: dict[str, tuple[WeightAxis, ...]] = dataclasses.field(default_factory=dict)
+    scales: dict[str, Scaled] = dataclasses.field(default_factory=dict)
+    has_rule: bool = True
+    given: Any = None
+    part_of: str | None = None
+    calls: int = 0
+    opened: bool = False
+    passing: bool = False
+
+    @property
+    def main(self) -> Expression:
+        """The first of the sizes that the layer counts."""
+        return next(iter(self.units.values()), Fixed(0))
+
+
+Place = tuple[Facts, str, int]  # an axis of a weight
