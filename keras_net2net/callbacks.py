@@ -30,6 +30,7 @@ class GrowthScheduler(keras.callbacks.Callback):
         optimizer_state: See `grow`. Defaults to `"reset"`.
         learning_rate: See `grow`. Defaults to `None`.
         verify: See `grow`. Defaults to `True`.
+        calibration: See `grow`. Defaults to `None`.
         across_fits: Whether epochs are counted on over all the `fit`s that the
             callback takes part in, so that each epoch's growth happens once: for
             data that arrives in parts. Defaults to `False`: each `fit` counts as
@@ -64,6 +65,7 @@ class GrowthScheduler(keras.callbacks.Callback):
         optimizer_state: str = "reset",
         learning_rate: float | None = None,
         verify: Any = True,
+        calibration: Any = None,
         across_fits: bool = False,
         verbose: int = 1,
     ) -> None:
@@ -74,6 +76,7 @@ class GrowthScheduler(keras.callbacks.Callback):
         self.optimizer_state = optimizer_state
         self.learning_rate = learning_rate
         self.verify = verify
+        self.calibration = calibration
         self.across_fits = across_fits
         self.verbose = verbose
         self.history: list[GrowthReport] = []
@@ -93,6 +96,7 @@ class GrowthScheduler(keras.callbacks.Callback):
             optimizer_state=self.optimizer_state,
             learning_rate=self.learning_rate,
             verify=self.verify,
+            calibration=self.calibration,
         )
         report = dataclasses.replace(report, epoch=now)
         self.history.append(report)

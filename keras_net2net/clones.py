@@ -6,8 +6,7 @@ from typing import Any
 
 from keras_net2net.copies import copy_model
 from keras_net2net.graph import read
-from keras_net2net.growth import draft_growth, grow
-from keras_net2net.operations.base import as_operations
+from keras_net2net.growth import copy_for, grow
 from keras_net2net.operations.deeper import Deeper
 from keras_net2net.operations.wider import Wider
 
@@ -38,7 +37,12 @@ def clone(model: Any) -> Any:
 
 
 def clone_and_grow(
-    teacher: Any, operations: Any, *, seed: int | None = None, verify: Any = True
+    teacher: Any,
+    operations: Any,
+    *,
+    seed: int | None = None,
+    verify: Any = True,
+    calibration: Any = None,
 ) -> Any:
     """A larger student that computes what its teacher computes.
 
@@ -47,6 +51,7 @@ def clone_and_grow(
         operations: An operation, or a list of operations.
         seed: See `grow`. Defaults to `None`.
         verify: See `grow`. Defaults to `True`.
+        calibration: See `grow`. Defaults to `None`.
 
     Returns:
         The student, uncompiled. It shares nothing with the teacher.
@@ -65,11 +70,8 @@ def clone_and_grow(
     >>> teacher.count_params(), student.count_params()
     (58, 386)
     """
-    draft = draft_growth(teacher, operations, 0)  # fail before anything is copied
-    student = clone(teacher)
-    # The teacher's layer objects aren't the student's; their paths are.
-    named = [one.by_path(draft) for one in as_operations(operations)]
-    grow(student, named, seed=seed, verify=verify)
+    student, named = copy_for(teacher, operations)
+    grow(student, named, seed=seed, verify=verify, calibration=calibration)
     return student
 
 

@@ -42,14 +42,20 @@ class Draft:
         seed: The seed of all that is drawn.
         stuck: Opened layers, by path, whose code couldn't have other sizes; with
             what it does, and how often it was tried.
+        calibration: Data for operations that look at activations or gradients.
     """
 
     def __init__(
-        self, model: Any, seed: int, stuck: Mapping[str, tuple[str, int]] | None = None
+        self,
+        model: Any,
+        seed: int,
+        stuck: Mapping[str, tuple[str, int]] | None = None,
+        calibration: Any = None,
     ) -> None:
         self.model = model
         self.seed = seed
         self.stuck = dict(stuck or {})
+        self.calibration = calibration
         self.graph: Graph = graphs.read(model)
         self.settings: dict[int, dict[str, Any]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}

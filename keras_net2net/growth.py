@@ -10,19 +10,21 @@ import numpy as np
 
 from keras_net2net import keras_privates as privates
 from keras_net2net.apply import apply_plan, containers
+from keras_net2net.copies import copy_model
 from keras_net2net.draft import Draft
 from keras_net2net.errors import CodeError, GrowthError, explain
-from keras_net2net.operations.base import as_operations
+from keras_net2net.graph import read
+from keras_net2net.operations.base import Operation, as_operations
 from keras_net2net.optimizers import update_optimizer
 from keras_net2net.plan import Plan
 from keras_net2net.report import GrowthReport
 from keras_net2net.transaction import Transaction
-from keras_net2net.verify import probe
+from keras_net2net.verify import Probe, probe
 
 OPTIMIZER_STATES = ("reset",)
 
 
-def plan(model: Any, operations: Any, *, seed: int | None = None) -> Plan:
+def plan(model: Any, operations: Any, *, seed: int | None = None, calibration: Any = None) -> Plan:
     """Plans a growth without doing it.
 
     Args:
@@ -31,6 +33,7 @@ def plan(model: Any, operations: Any, *, seed: int | None = None) -> Plan:
             other.
         seed: Integer, the seed of all that is drawn. Defaults to `None`: a random
             one, which the plan names.
+        calibration: See `grow`. Defaults to `None`.
 
     Returns:
         The plan. `print(plan(...).summary())` shows what would grow, what would
@@ -50,7 +53,19 @@ def plan(model: Any, operations: Any, *, seed: int | None = None) -> Plan:
     >>> growth.parameters_before, growth.parameters_after
     (58, 86)
     """
-    return draft_growth(model, operations, seed).plan()
+    groups = stages(operations)
+    if len(groups) == 1:
+        return draft_growth(model, operations, seed, calibration=calibration).plan()
+    # What later stages look at is there only once the earlier ones are done: on a copy.
+    copy, named = copy_for(model, operations)
+    return grow(copy, named, seed=seed, verify=False, calibration=calibration).plan
+
+
+def copy_for(model: Any, operations: Any) -> tuple[Any, list[Operation]]:
+    """A copy of a model, and operations that name its layers by their paths."""
+    wanted = as_operations(operations)
+    draft = draft_growth(model, stages(wanted)[0], 0)  # fail before anything is copied
+    return copy_model(read(model)), [one.by_path(draft) for one in wanted]
 
 
 def as_seed(seed: int | None) -> int:
@@ -71,13 +86,28 @@ def draft_growth(
     operations: Any,
     seed: int | None,
     stuck: dict[str, tuple[str, int]] | None = None,
+    calibration: Any = None,
 ) -> Draft:
     """Plans a growth, and returns the draft that knows the plan and the graph."""
     wanted = as_operations(operations)
-    draft = Draft(model, as_seed(seed), stuck)
+    draft = Draft(model, as_seed(seed), stuck, calibration)
     for operation in wanted:
         draft.steps.extend(operation.draft(draft))
     return draft
+
+
+def stages(operations: Any) -> list[list[Operation]]:
+    """Operations in groups, each planned on the model as the groups before have left it.
+
+    Most are planned together. One that looks at weights or activations needs those of
+    a model that all operations before it have already been done to.
+    """
+    groups: list[list[Operation]] = []
+    for operation in as_operations(operations):
+        if not groups or operation.looks_at_model:
+            groups.append([])
+        groups[-1].append(operation)
+    return groups
 
 
 def grow(
@@ -88,6 +118,7 @@ def grow(
     optimizer_state: str = "reset",
     learning_rate: float | None = None,
     verify: Any = True,
+    calibration: Any = None,
 ) -> GrowthReport:
     """Grows a model in place, so that it computes what it computed before.
 
@@ -113,8 +144,11 @@ def grow(
             initial rate. Defaults to `None`: it stays.
         verify: Whether outputs before and after are compared, at inference, before
             the growth is final: `True` on a random batch made from the model's
-            input shapes, or a batch of inputs to use instead. Operations that
-            aren't exact are not compared. Defaults to `True`.
+            input shapes, or a batch of inputs to use instead. For operations that
+            aren't exact, the difference is reported and not judged. Defaults to `True`.
+        calibration: Data for the operations that look at activations or gradients: a
+            batch of inputs `x`, or `(x, y)` with targets, as the model's `fit` takes them.
+            Defaults to `None`: there is none.
 
     Returns:
         A `GrowthReport`.
@@ -140,7 +174,9 @@ def grow(
     stuck: dict[str, tuple[str, int]] = {}
     while True:
         try:
-            return _grow(model, operations, seed, learning_rate, verify, stuck, started)
+            return _grow(
+                model, operations, seed, learning_rate, verify, calibration, stuck, started
+            )
         except CodeError as error:
             # What the code of an opened layer does at other sizes shows once it has them.
             # Its own sizes then stay, and, if that isn't enough, all that it works on.
@@ -156,39 +192,52 @@ def _grow(
     seed: int,
     learning_rate: float | None,
     verify: Any,
+    calibration: Any,
     stuck: dict[str, tuple[str, int]],
     started: float,
 ) -> GrowthReport:
-    draft = draft_growth(model, operations, seed, stuck)
-    planned = draft.plan()
-    compare = verify is not False and planned.exact and not planned.empty
-    privates.sync_state(model)
-    # No growth changes the inputs, so that the planned graph tells a probe what to make.
-    before = probe(model, draft.graph, None if verify is True else verify) if compare else None
-    notes = _notes(draft, planned, verify is not False)
     transaction = Transaction()
+    before: Probe | None = None
     difference = None
+    notes: tuple[str, ...] = ()
+    plans: list[Plan] = []
+    inserted: list[Any] = []
+    privates.sync_state(model)
     try:
-        for holder in (model, *containers(draft.graph)):
-            transaction.remember(holder)
-        if not planned.empty:
-            inserted, more = apply_plan(planned, draft, transaction)
-            notes += more
+        for group in stages(operations):
+            draft = draft_growth(model, group, seed, stuck, calibration)
+            planned = draft.plan()
+            plans.append(planned)
+            notes += _notes(draft, planned)
+            if planned.empty:
+                continue
+            if before is None:
+                for holder in (model, *containers(draft.graph)):
+                    transaction.remember(holder)
+                if verify is not False:
+                    # No growth changes the inputs, so that the planned graph tells a probe
+                    # what to make.
+                    before = probe(model, draft.graph, None if verify is True else verify)
+            more, seen = apply_plan(planned, draft, transaction)
+            inserted += more
+            notes += seen
+        whole = Plan.joined(plans)
+        if not whole.empty:
             update_optimizer(model, inserted, learning_rate, transaction)
             privates.forget_functions(model)
         if before is not None:
-            difference = before.check(model)
+            difference = before.check(model) if whole.exact else before.difference(model)
     except BaseException:
         transaction.roll_back()
         raise
     return GrowthReport(
-        plan=planned,
-        operations=tuple(step.operation for step in planned.steps),
-        parameters_before=planned.parameters_before,
-        parameters_after=planned.parameters_after,
+        plan=whole,
+        operations=tuple(step.operation for step in whole.steps),
+        parameters_before=whole.parameters_before,
+        parameters_after=whole.parameters_after,
         seconds=time.perf_counter() - started,
         difference=difference,
-        notes=notes,
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
@@ -214,10 +263,8 @@ def _check_arguments(optimizer_state: str, learning_rate: float | None) -> None:
         )
 
 
-def _notes(draft: Draft, planned: Plan, verify: bool) -> tuple[str, ...]:
+def _notes(draft: Draft, planned: Plan) -> tuple[str, ...]:
     notes = [note for step in planned.steps for note in step.notes]
-    if verify and not planned.exact:
-        notes.append("outputs were not compared, since an operation isn't exact")
     if _has_penalties(draft, planned):
         notes.append(
             "what grows has penalties (regularizers), which depend on the number of weights and "

@@ -7,7 +7,7 @@ of the model's weights.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,21 +61,21 @@ class LayerChange:
     variables: tuple[VariableChange, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class InitialWeight:
     """How one weight of an inserted layer starts.
 
     Args:
         name: The weight's name.
         shape: Its shape when it is inserted.
-        value: The constant it is filled with.
+        value: The constant it is filled with, or an array of that shape.
         identity_at: For a kernel, the spatial position at which it holds the
             identity matrix, `()` for Dense. Defaults to `None`: no identity.
     """
 
     name: str
     shape: tuple[int, ...]
-    value: float = 0.0
+    value: float | np.ndarray = 0.0
     identity_at: tuple[int, ...] | None = None
 
     def array(self, dtype: str = "float32") -> np.ndarray:
@@ -84,6 +84,17 @@ class InitialWeight:
         if self.identity_at is not None:
             array[self.identity_at] = np.eye(*self.shape[-2:], dtype=np.dtype(dtype))
         return array
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, InitialWeight):
+            return NotImplemented
+        mine = (self.name, self.shape, self.identity_at)
+        return mine == (other.name, other.shape, other.identity_at) and np.array_equal(
+            self.value, other.value
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.shape, self.identity_at))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +164,17 @@ class Plan:
     steps: tuple[Step, ...]
     parameters_before: int
     parameters_after: int
+
+    @classmethod
+    def joined(cls, plans: Sequence[Plan]) -> Plan:
+        """Plans that follow each other, as one."""
+        return cls(
+            plans[0].model,
+            plans[0].seed,
+            tuple(step for plan in plans for step in plan.steps),
+            plans[0].parameters_before,
+            plans[-1].parameters_after,
+        )
 
     @property
     def exact(self) -> bool:

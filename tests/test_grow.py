@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -562,12 +563,61 @@ def test_verification_can_be_left_out(monkeypatch):
     assert np.max(np.abs(outputs(model, x)[0] - before[0])) > 1e-3
 
 
-def test_verification_is_left_out_where_nothing_is_claimed():
-    report = n2n.grow(mlp(), [n2n.Wider("fc", 9, noise=0.5), n2n.Deeper("fc")], seed=0)
-    assert report.difference is None
-    assert "outputs were not compared, since an operation isn't exact" in report.notes
+def test_the_difference_of_what_is_not_exact_is_reported_and_not_judged():
+    model = mlp()
+    x, _ = batch()
+    before = outputs(model, x)
+    report = n2n.grow(model, [n2n.Wider("fc", 9, noise=0.5), n2n.Deeper("fc")], seed=0, verify=x)
+    assert report.difference == pytest.approx(np.max(np.abs(outputs(model, x)[0] - before[0])))
+    assert report.difference > 1e-3
     report = n2n.grow(mlp(), n2n.Wider("fc", 9, noise=0.5), seed=0, verify=False)
-    assert not any("compared" in note for note in report.notes)
+    assert report.difference is None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Looking(n2n.Wider):
+    """A widening that looks at the weights, to see in which state it is planned."""
+
+    @property
+    def looks_at_model(self):
+        return True
+
+    def draft(self, draft):
+        SEEN.append([w.shape for w in draft.model.get_layer("fc").weights])
+        return super().draft(draft)
+
+
+SEEN = []
+
+
+def test_operations_that_look_at_the_model_see_what_was_done_before():
+    model = mlp()
+    model.compile("adam", "mse")
+    x, _ = batch()
+    before = outputs(model, x)
+    operations = [n2n.Wider("fc", 9), Looking("fc", 12), n2n.Deeper("fc")]
+    SEEN.clear()
+    planned = n2n.plan(model, operations, seed=0)
+    assert model.get_layer("fc").weights[0].shape[-1] == 6
+    report = n2n.grow(model, operations, seed=0)
+    assert [shapes[0][-1] for shapes in SEEN] == [9, 9]
+    assert [type(step.operation) for step in report.plan.steps] == [n2n.Wider, Looking, n2n.Deeper]
+    assert report.plan == planned
+    assert report.parameters_after == planned.parameters_after == model.count_params()
+    assert np.max(np.abs(outputs(model, x)[0] - before[0])) < 1e-5
+    assert np.all(np.isfinite(model.train_on_batch(*batch())))
+
+
+def test_a_stage_that_fails_undoes_the_stages_before_it():
+    model = mlp()
+    model.compile("adam", "mse")
+    before = [w.copy() for w in model.get_weights()]
+    with pytest.raises(n2n.SizeError):
+        n2n.grow(model, [n2n.Wider("fc", 9), Looking("fc", 7)], seed=0)
+    after = model.get_weights()
+    assert all(np.array_equal(a, b) for a, b in zip(after, before, strict=True))
+    assert model.get_layer("fc").units == 6
+    assert np.all(np.isfinite(model.train_on_batch(*batch())))
 
 
 def test_the_difference_that_is_reported_is_that_on_the_given_batch():

@@ -35,6 +35,15 @@ class Operation(abc.ABC):
     def exact(self) -> bool:
         """Whether the operation preserves the function of the model."""
 
+    @property
+    def looks_at_model(self) -> bool:
+        """Whether planning it takes the weights or activations of the model.
+
+        All operations before it are then done before it is planned, so that the layers
+        of its draft, and their weights, are those that it will change.
+        """
+        return False
+
     @abc.abstractmethod
     def draft(self, draft: Draft) -> list[Step]:
         """Does the operation to a draft.

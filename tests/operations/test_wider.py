@@ -217,10 +217,9 @@ def test_random_units_change_the_function_and_say_so():
     operation = n2n.Wider("fc", 16, new_units="random")
     assert not operation.exact
     report = n2n.grow(model, operation, seed=3)
-    assert report.difference is None
+    assert report.difference > 1e-3
     assert not report.plan.exact
     assert any("not exact: random units" in note for note in report.notes)
-    assert any("outputs were not compared" in note for note in report.notes)
     assert "not exact" in report.plan.summary()
     after = both_modes(model, x)
     assert np.max(np.abs(after[0] - before[0])) > 0.01
