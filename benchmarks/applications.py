@@ -19,7 +19,6 @@ import inspect
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -28,6 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.machine import machine, machine_state, versions
 
 BACKENDS = ("tensorflow", "jax", "torch")
 SIZES = (32, 71, 75, 96, 128, 224)  # pixels; each network takes the first that it can
@@ -364,28 +366,9 @@ def table(rows: list[list[str]], options: argparse.Namespace, before: str) -> st
             "inference, relative to the largest logit. The output is always fixed. Random weights "
             f"and statistics, {CLASSES} classes.",
             "",
-            f"{versions()}; seed {options.seed}. {platform.machine()}, {os.cpu_count()} cores, "
-            f"Python {platform.python_version()}. {before}; {machine_state()}.",
+            f"{versions()}; seed {options.seed}. {machine()}. {before}; {machine_state()}.",
         ]
     )
-
-
-def machine_state() -> str:
-    """The load and the free memory of the machine, and the time."""
-    import psutil
-
-    load = ", ".join(f"{x:.1f}" for x in psutil.getloadavg())
-    free = psutil.virtual_memory().available / 2**30
-    return f"{time.strftime('%Y-%m-%d %H:%M')}: load {load}, {free:.0f} GiB free"
-
-
-def versions() -> str:
-    """The versions of what was measured."""
-    import keras
-
-    backend = keras.backend.backend()
-    module = __import__(backend)
-    return f"keras {keras.__version__}, {backend} {module.__version__}, numpy {np.__version__}"
 
 
 if __name__ == "__main__":

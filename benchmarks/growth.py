@@ -19,7 +19,6 @@ import gc
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.machine import machine, versions
 
 BACKENDS = ("tensorflow", "jax", "torch")
 HOWS = ("grown", "native", "rebuilt")
@@ -315,16 +317,6 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def versions() -> str:
-    """The versions of what was measured."""
-    import keras
-    import numpy
-
-    backend = keras.backend.backend()
-    module = __import__(backend)
-    return f"keras {keras.__version__}, {backend} {module.__version__}, numpy {numpy.__version__}"
-
-
 def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     """The results as a Markdown table."""
     lines = [
@@ -340,7 +332,6 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         for row in rows
     ]
     goals = ", ".join(f"{name} <= {limit:g}x" for name, limit in TARGETS.items())
-    cores = os.cpu_count()
     depth_goals = ", ".join(f"{name} <= {limit:g}" for name, limit in DEPTH_TARGETS.items())
     more = [
         "| backend | what | " + " | ".join(f"{n} layers (s)" for n in DEPTHS) + " | slope |",
@@ -370,9 +361,7 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         "of the logarithms. Goals: "
         f"{depth_goals}, the first at {DEPTHS[-1]} layers.",
         "",
-        f"Machine: {platform.machine()}, {cores} cores, Python {platform.python_version()}; "
-        + "; ".join(row["versions"] for row in rows)
-        + f"; seed {SEED}.",
+        f"Machine: {machine()}; " + "; ".join(row["versions"] for row in rows) + f"; seed {SEED}.",
     ]
     return "\n".join(lines)
 
