@@ -17,6 +17,8 @@ from keras_net2net.errors import (
 from keras_net2net.facts import follows, makes, reads
 from keras_net2net.growth import grow, plan
 from keras_net2net.operations.deeper import Deeper
+from keras_net2net.operations.larger_kernel import LargerKernel
+from keras_net2net.operations.new_classes import NewClasses
 from keras_net2net.operations.wider import Wider
 from keras_net2net.plan import Plan
 from keras_net2net.report import GrowthReport
@@ -34,6 +36,8 @@ __all__ = [
     "GrowthError",
     "GrowthReport",
     "GrowthScheduler",
+    "LargerKernel",
+    "NewClasses",
     "NotIdentityError",
     "Plan",
     "RuleCall",

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_net2net import keras_privates as privates
 from keras_net2net.apply import apply_plan, containers
+from keras_net2net.compiled import update_compiled
 from keras_net2net.copies import copy_model
 from keras_net2net.draft import Draft
 from keras_net2net.errors import CodeError, GrowthError, explain
@@ -224,9 +225,12 @@ def _grow(
         whole = Plan.joined(plans)
         if not whole.empty:
             update_optimizer(model, inserted, learning_rate, transaction)
+            if whole.outputs:
+                notes += update_compiled(model, whole.outputs, transaction)
             privates.forget_functions(model)
         if before is not None:
-            difference = before.check(model) if whole.exact else before.difference(model)
+            compare = before.check if whole.exact else before.difference
+            difference = compare(model, whole.outputs)
     except BaseException:
         transaction.roll_back()
         raise

@@ -154,6 +154,32 @@ def draw_bound(seed: int, name: str, old: int, new: int, fill: str | None) -> Re
     return dataclasses.replace(remap, bound=remap.new, fill=labels, groups=np.zeros(old, int))
 
 
+def padded(old: int, before: int, after: int) -> Remap:
+    """The remap of an axis that gets zeros before and after what is there.
+
+    Args:
+        old: The number of entries before.
+        before: The number of zeros in front of them.
+        after: The number of zeros behind them.
+
+    Returns:
+        The remap.
+    """
+    place = np.arange(-before, old + after)
+    new = (place < 0) | (place >= old)
+    index = np.clip(place, 0, old - 1)
+    fill = np.where(new, ZERO, COPY)
+    return Remap(index, new, old, bound=new, fill=fill, groups=np.zeros(old, int))
+
+
+def appended(old: int, new: int) -> Remap:
+    """The remap of an axis that gets units behind the old ones, which hold their mean."""
+    added = np.arange(new) >= old
+    fill = np.where(added, 0, COPY)
+    index = np.where(added, 0, np.arange(new))
+    return Remap(index, added, old, bound=added, fill=fill, groups=np.zeros(old, int))
+
+
 def remap_of(expression: Expression, remaps: Mapping[Width, Remap]) -> Remap | None:
     """Evaluates a width expression: the remap of an axis.
 

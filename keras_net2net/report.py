@@ -41,8 +41,10 @@ class GrowthReport:
             for step in self.plan.steps
             for width in step.widths
         ]
+        grown += [setting for step in self.plan.steps for setting in step.settings]
         inserted = [i.path for step in self.plan.steps for i in step.insertions]
-        shown = grown[:4] + ([f"and {len(grown) - 4} more widths"] if len(grown) > 4 else [])
+        more = "more" if any(step.settings for step in self.plan.steps) else "more widths"
+        shown = grown[:4] + ([f"and {len(grown) - 4} {more}"] if len(grown) > 4 else [])
         if inserted:
             more = f" and {len(inserted) - 4} more" if len(inserted) > 4 else ""
             shown.append(f"inserted {', '.join(inserted[:4])}{more}")

@@ -51,11 +51,13 @@ class AxisChange:
         remap: The remap of the axis.
         silent: Whether units that fill the axis are zero here, whatever they hold
             elsewhere: what reads units that hold something, or an offset.
+        offset: What is added to units that fill the axis. Defaults to `0.0`.
     """
 
     role: str
     remap: Remap
     silent: bool = False
+    offset: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +193,8 @@ def _fill(units: np.ndarray, old: np.ndarray, change: AxisChange) -> None:
         units[fill < COPY] = 0
         for group in np.unique(fill[fill > COPY]):
             units[fill == group] = old[groups == group].mean(axis=0)
+    if change.offset:
+        units[fill != COPY] += units.dtype.type(change.offset)
 
 
 def share(
