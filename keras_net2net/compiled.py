@@ -70,13 +70,12 @@ def _update(thing: Any, sizes: Sizes, transaction: Transaction) -> str | None:
         twin = type(thing).from_config({**config, **changed})
     except Exception:
         twin = None
-    lazy = twin is not None and len(twin.variables if state else ()) < len(state)
-    if twin is None or not (changed or lazy):
-        # A size that happens to be the same, such as the number of thresholds, is no reason.
-        if twin is not None and [tuple(v.shape) for v in twin.variables] == state and config:
-            own = type(thing).__module__.startswith("keras.")
-            return None if own else _unknown(name)
-        return _unknown(name)
+    # A state that is made when a metric first sees an output has the size of that output.
+    late = twin is not None and bool(state) and len(twin.variables) < len(state)
+    if twin is None or not (changed or late):
+        # Of Keras's own, all that count classes say so; the size may be that of thresholds.
+        own = type(thing).__module__.startswith("keras.")
+        return None if own else _unknown(name)
     transaction.remember(thing)
     privates.become(thing, twin)
     what = ", ".join(f"{key}={_short(value)}" for key, value in changed.items())

@@ -686,12 +686,14 @@ def compiled_parts(model: Any) -> list[tuple[Any, int | None]]:
         given.append(loss._user_loss)
     names = list(getattr(metrics or loss, "output_names", None) or ["the only one"])
     for user in given:
-        for part, output in _by_output(user, names):
+        for part, at in _by_output(user, names):
             for one in keras.tree.flatten(part):
                 if isinstance(one, (keras.Metric, keras.Loss)):
-                    found.setdefault(id(one), (one, output))
+                    found.setdefault(id(one), (one, at))
     if getattr(model, "compiled", False):
         for metric in model.metrics:
+            if metric is metrics:
+                continue
             found.setdefault(id(metric), (metric, None))
     return list(found.values())
 

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_net2net.draft import Draft, Start
-from keras_net2net.errors import FixedWidthError, GrowthError, SizeError, explain
+from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError, explain
 from keras_net2net.facts import Facts, HeadOutput
 from keras_net2net.inference import Inference
 from keras_net2net.operations.base import (
@@ -165,6 +165,7 @@ class NewClasses(Operation):
                             f"its units are tied to those of {asked[width][0]!r}, which get "
                             "another number of classes",
                             "Ask for one number of classes",
+                            ConflictError,
                         )
                     asked.setdefault(width, []).append(facts.path)
                 more = self._offset(inference, facts, grown)
