@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from keras_net2net import keras_privates as privates
+from keras_net2net.graph import Shape
 from keras_net2net.plan import OutputChange
 from keras_net2net.transaction import Transaction
 
@@ -26,13 +27,17 @@ Sizes = Mapping[int, tuple[int, int]]
 
 
 def update_compiled(
-    model: Any, changes: Sequence[OutputChange], transaction: Transaction
+    model: Any,
+    changes: Sequence[OutputChange],
+    shapes: Sequence[Shape],
+    transaction: Transaction,
 ) -> tuple[str, ...]:
     """Lets compiled losses and metrics follow outputs that have become larger.
 
     Args:
         model: The grown model.
         changes: The outputs that have become larger, in the order in which they did.
+        shapes: The new shapes of all outputs.
         transaction: Remembers what is changed.
 
     Returns:
@@ -46,13 +51,14 @@ def update_compiled(
     with privates.variable_scope(model):
         for thing, output in privates.compiled_parts(model):
             concerned = {output: sizes[output]} if output in sizes else {}
-            note = _update(thing, sizes if output is None else concerned, transaction)
+            example = shapes[min(concerned or sizes)]
+            note = _update(thing, sizes if output is None else concerned, example, transaction)
             if note is not None:
                 notes.append(note)
     return tuple(notes)
 
 
-def _update(thing: Any, sizes: Sizes, transaction: Transaction) -> str | None:
+def _update(thing: Any, sizes: Sizes, shape: Shape, transaction: Transaction) -> str | None:
     """Brings one loss or metric up to date, and says what was done."""
     try:
         config = thing.get_config()
@@ -76,6 +82,8 @@ def _update(thing: Any, sizes: Sizes, transaction: Transaction) -> str | None:
         # Of Keras's own, all that count classes say so; the size may be that of thresholds.
         own = type(thing).__module__.startswith("keras.")
         return None if own else _unknown(name)
+    if late:
+        _show(twin, shape)
     transaction.remember(thing)
     privates.become(thing, twin)
     what = ", ".join(f"{key}={_short(value)}" for key, value in changed.items())
@@ -83,6 +91,13 @@ def _update(thing: Any, sizes: Sizes, transaction: Transaction) -> str | None:
         made = f" with {what}" if what else ""
         return f"the metric {name} was made anew{made}, and counts from zero"
     return f"the loss {name} goes on with {what}: new classes get the mean of the others"
+
+
+def _show(metric: Any, shape: Shape) -> None:
+    """Lets a metric make its state: on JAX, it can't do so in a compiled step."""
+    zeros = keras.ops.zeros([size or 1 for size in shape])
+    metric.update_state(zeros, zeros)
+    metric.reset_state()
 
 
 def _unknown(name: str) -> str:

@@ -226,7 +226,8 @@ def _grow(
         if not whole.empty:
             update_optimizer(model, inserted, learning_rate, transaction)
             if whole.outputs:
-                notes += update_compiled(model, whole.outputs, transaction)
+                shapes = [tensor.shape for tensor in draft.graph.flat_outputs]
+                notes += update_compiled(model, whole.outputs, shapes, transaction)
             privates.forget_functions(model)
         if before is not None:
             compare = before.check if whole.exact else before.difference

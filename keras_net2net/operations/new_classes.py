@@ -38,9 +38,11 @@ class NewClasses(Operation):
     """Adds classes to a head: its new logits join the outputs of the model.
 
     The logits of the old classes are what they were: their weights don't change by a
-    bit. The new ones stand behind them. In a softmax they take their part from all old
-    classes alike, so that the old probabilities keep their ratios: they are multiplied by
-    what is left, 1 - (the probability of the new classes). Sigmoids stay as they are.
+    bit. (What multiplies matrices may add up in another order where a matrix is wider,
+    and so round the last bit of a logit another way.) The new ones stand behind them. In
+    a softmax they take their part from all old classes alike, so that the old
+    probabilities keep their ratios: they are multiplied by what is left,
+    1 - (the probability of the new classes). Sigmoids stay as they are.
 
     What lies between the head and the outputs grows with it: activations, `Reshape`,
     a concatenation of several heads, in the middle of which the new logits then stand.

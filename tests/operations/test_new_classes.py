@@ -449,12 +449,14 @@ def test_the_saved_model_is_compiled_for_the_new_classes(tmp_path):
 
 
 def test_classes_join_inside_one_fit():
-    model = compiled("accuracy")
+    iou = keras.metrics.OneHotMeanIoU(3, sparse_y_true=True, name="iou")
+    model = compiled("accuracy", iou)
     x, y = labelled(5)
     growth = n2n.GrowthScheduler({0: n2n.NewClasses("head", 2)}, seed=0, verbose=0)
     history = model.fit(x, y, epochs=2, verbose=0, callbacks=[growth]).history
     assert np.isfinite(history["loss"]).all()
     assert model.output_shape == (None, 5)
+    assert array(iou.total_cm).sum() == 16
 
 
 def test_classes_join_across_fits():
