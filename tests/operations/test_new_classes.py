@@ -31,6 +31,9 @@ from tests.helpers import (
 from tests.operations.test_wider import refused
 from tests.states import assert_state, state
 
+# On JAX, what Keras's own `MeanIoU` and its like do with labels warns of their dtype.
+pytestmark = pytest.mark.filterwarnings("ignore:Explicitly requested dtype:UserWarning")
+
 
 def whole(model: keras.Model, seed: int = 0) -> keras.Model:
     """Gives a model small whole numbers as weights, whose sums are exact in any order."""
