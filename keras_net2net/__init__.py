@@ -19,6 +19,7 @@ from keras_net2net.growth import grow, plan
 from keras_net2net.operations.deeper import Deeper
 from keras_net2net.operations.wider import Wider
 from keras_net2net.plan import Plan
+from keras_net2net.rates import Rewarm, Rewind
 from keras_net2net.report import GrowthReport
 from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.registry import register_rule
@@ -36,6 +37,8 @@ __all__ = [
     "GrowthScheduler",
     "NotIdentityError",
     "Plan",
+    "Rewarm",
+    "Rewind",
     "RuleCall",
     "SizeError",
     "UnknownLayerError",

@@ -63,7 +63,7 @@ class GrowthScheduler(keras.callbacks.Callback):
         *,
         seed: int | None = None,
         optimizer_state: str = "reset",
-        learning_rate: float | None = None,
+        learning_rate: Any = None,
         verify: Any = True,
         calibration: Any = None,
         across_fits: bool = False,
@@ -94,7 +94,7 @@ class GrowthScheduler(keras.callbacks.Callback):
             operations,
             seed=self.seed,
             optimizer_state=self.optimizer_state,
-            learning_rate=self.learning_rate,
+            learning_rate=_told(self.learning_rate, now),
             verify=self.verify,
             calibration=self.calibration,
         )
@@ -110,6 +110,15 @@ class GrowthScheduler(keras.callbacks.Callback):
         if isinstance(self.schedule, Mapping):
             return self.schedule.get(epoch)
         return self.schedule(epoch, self.model)
+
+
+def _told(policy: Any, epoch: int) -> Any:
+    """What becomes of the learning rate, with callables told the epoch by their report."""
+    if isinstance(policy, (list, tuple)):
+        return [_told(one, epoch) for one in policy]
+    if not callable(policy):
+        return policy
+    return lambda old, report: policy(old, dataclasses.replace(report, epoch=epoch))
 
 
 def _checked(schedule: Schedule) -> Schedule:
