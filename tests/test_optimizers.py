@@ -14,11 +14,9 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net import keras_privates as privates
 from keras_net2net.apply import changed_variables
-from keras_net2net.errors import GrowthError
 from keras_net2net.growth import draft_growth
 from keras_net2net.slots import histories
 from tests.helpers import BACKEND, array, randomize
-from tests.operations.test_base import assert_explained
 from tests.states import assert_state, state
 
 
@@ -45,10 +43,10 @@ def gradients(model: Any, x: Any, y: Any) -> list[np.ndarray]:
         return [np.asarray(g) for g in jax.grad(loss_of)([v.value for v in variables])]
     import torch
 
-    state = [array(v) for v in model.non_trainable_variables]
+    kept = [array(v) for v in model.non_trainable_variables]
     loss = keras.ops.mean((model(x, training=True) - y) ** 2)
     found = torch.autograd.grad(loss, [v.value for v in variables])
-    for variable, value in zip(model.non_trainable_variables, state, strict=True):
+    for variable, value in zip(model.non_trainable_variables, kept, strict=True):
         variable.assign(value)
     return [g.cpu().numpy() for g in found]
 
@@ -80,9 +78,7 @@ def apart(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
     """The largest difference, relative to the largest gradient."""
     assert [a.shape for a in expected] == [b.shape for b in found]
     top = max(float(np.abs(a).max()) for a in found)
-    return max(
-        float(np.abs(a - b).max()) / top for a, b in zip(expected, found, strict=True)
-    )
+    return max(float(np.abs(a - b).max()) / top for a, b in zip(expected, found, strict=True))
 
 
 # -- the chain rule, against the gradients of the grown model ----------------------------------
@@ -140,7 +136,9 @@ def recurrent():
     return keras.Model(inputs, layers.Dense(2, name="out")(x))
 
 
-FAMILIES = {f.__name__: f for f in (dense, convolutional, normalized, residual, attention, recurrent)}
+FAMILIES = {
+    f.__name__: f for f in (dense, convolutional, normalized, residual, attention, recurrent)
+}
 # Whole multiples where a normalization or, on JAX, an attention asks for them.
 FACTORS = {"normalized": 2, "attention": 2}
 
@@ -187,7 +185,7 @@ def test_fresh_units_and_inserted_layers_leave_the_old_gradients_as_they_are():
             assert np.abs(gradient - wanted).max() < 1e-6
 
 
-@pytest.mark.parametrize("outputs, most", [(1, 1e-6), (8, 0.25)])
+@pytest.mark.parametrize(("outputs", "most"), [(1, 1e-6), (8, 0.25)])
 def test_how_far_off_the_mean_of_random_shares_is(outputs, most):
     """Exact where one weight reads a unit: then its share is that of all. Measured elsewhere."""
     x = inputs = keras.Input((6,))
@@ -200,3 +198,404 @@ def test_how_far_off_the_mean_of_random_shares_is(outputs, most):
     error = np.linalg.norm(expected[0] - found[0]) / np.linalg.norm(found[0])
     assert error < most, error
     assert np.allclose(expected[0].sum(), found[0].sum(), rtol=0.2)
+
+
+# -- all optimizers ----------------------------------------------------------------------------
+
+opt = keras.optimizers
+RATE = 1e-6  # so small that the weights, and with them the gradients, stay what they are
+OPTIMIZERS: dict[str, Callable[[], Any]] = {
+    "SGD": lambda: opt.SGD(RATE),
+    "SGD with momentum": lambda: opt.SGD(RATE, momentum=0.9),
+    "SGD with Nesterov momentum": lambda: opt.SGD(RATE, momentum=0.9, nesterov=True),
+    "RMSprop": lambda: opt.RMSprop(RATE, epsilon=1e-12),
+    "RMSprop, centered, with momentum": lambda: opt.RMSprop(
+        RATE, momentum=0.5, centered=True, epsilon=1e-12
+    ),
+    "Adam": lambda: opt.Adam(RATE),
+    "Adam with amsgrad": lambda: opt.Adam(RATE, amsgrad=True),
+    "AdamW": lambda: opt.AdamW(RATE, weight_decay=0.1),
+    "Adamax": lambda: opt.Adamax(RATE),
+    "Adagrad": lambda: opt.Adagrad(RATE),
+    "Adadelta": lambda: opt.Adadelta(RATE, epsilon=1e-12),
+    "Nadam": lambda: opt.Nadam(RATE),
+    "Ftrl": lambda: opt.Ftrl(RATE),
+    "Lion": lambda: opt.Lion(RATE),
+    "Adafactor": lambda: opt.Adafactor(RATE),
+    "Lamb": lambda: opt.Lamb(RATE),
+    "Muon": lambda: opt.Muon(RATE, exclude_layers=["out"]),
+    "ScheduleFreeAdamW": lambda: opt.ScheduleFreeAdamW(RATE),
+    "loss scale": lambda: opt.LossScaleOptimizer(opt.Adam(RATE), initial_scale=4.0),
+    "averages": lambda: opt.SGD(RATE, momentum=0.9, use_ema=True, ema_momentum=0.5),
+    "gradient accumulation": lambda: opt.Adam(RATE, gradient_accumulation_steps=4),
+    "clipping": lambda: opt.Adam(RATE, clipvalue=10.0),
+    "several": lambda: opt.MultiOptimizer(several()),
+}
+CLASSES = {"several": "MultiOptimizer", "loss scale": "LossScaleOptimizer"}
+HAVE = {
+    name: make
+    for name, make in OPTIMIZERS.items()
+    if hasattr(opt, CLASSES.get(name, name.split()[0].strip(",") if name[0].isupper() else "SGD"))
+}
+DOUBLE = n2n.Wider(factor=2, shares="even")
+
+
+def several():
+    chosen = opt.OptimizerMap(opt.Adam(RATE))
+    chosen["b/.*"] = opt.SGD(RATE, momentum=0.9)
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """A model, its double, and the gradients of both on two batches."""
+    small = randomize(dense())
+    large = n2n.clone_and_grow(small, DOUBLE, seed=3)
+    batches = [batch((3,)), batch((3,), n=7)]
+    found = [[gradients(model, x, y) for x, y in batches] for model in (small, large)]
+    return small, large, found
+
+
+def stepped(model: Any, optimizer: Any, steps: list[list[np.ndarray]]) -> Any:
+    """The optimizer, having applied gradients to the model."""
+    for found in steps:
+        scale = (
+            float(array(optimizer.initial_scale)) if hasattr(optimizer, "inner_optimizer") else 1
+        )
+        given = [keras.ops.convert_to_tensor(scale * g) for g in found]
+        optimizer.apply(given, model.trainable_variables)
+    return optimizer
+
+
+def all_slots(optimizer: Any) -> list[privates.Slot]:
+    return [s for part in privates.optimizer_parts(optimizer) for s in privates.slots_of(part)]
+
+
+def named(slot: privates.Slot) -> str:
+    return slot.name.split("/")[-1]  # without the optimizer's own
+
+
+@pytest.mark.parametrize("name", HAVE)
+def test_carried_slots_are_those_of_a_model_that_was_large_from_the_start(name, teacher):
+    small, large, (before, after) = teacher
+    make = HAVE[name]
+    model = n2n.clone(small)
+    optimizer = stepped(model, make(), before)
+    model.compile(optimizer, "mse", jit_compile=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        n2n.grow(model, DOUBLE, seed=3, optimizer_state="carry")
+    assert model.optimizer is optimizer
+    native = stepped(n2n.clone(large), make(), after)
+    assert int(optimizer.iterations) == int(native.iterations)
+    found, expected = all_slots(optimizer), all_slots(native)
+    assert list(map(named, found)) == list(map(named, expected))
+    assert [v.shape for v in optimizer.variables] == [v.shape for v in native.variables]
+    for one, other in zip(found, expected, strict=True):
+        if name == "Ftrl" and one.name == "_linears":
+            continue  # it makes the weights from these, and so it does of those at random
+        new, like = array(one.variable), array(other.variable)
+        assert np.abs(new - like).max() < 2e-4 * np.abs(like).max() + 1e-12, one.variable.path
+    weights = [array(v) for v in model.trainable_variables]
+    assert np.all(np.isfinite(model.train_on_batch(*batch((3,)))))
+    for variable, value in zip(model.trainable_variables, weights, strict=True):
+        assert np.abs(array(variable) - value).max() < 1e-4, variable.path
+
+
+@pytest.mark.parametrize("name", HAVE)
+def test_reset_slots_are_those_of_a_new_optimizer(name, teacher):
+    small, _, (before, _) = teacher
+    model = n2n.clone(small)
+    optimizer = stepped(model, HAVE[name](), before)
+    model.compile(optimizer, "mse", jit_compile=False)
+    n2n.grow(model, [DOUBLE, n2n.Deeper("b")], seed=3)
+    fresh = HAVE[name]()
+    fresh.build(model.trainable_variables)
+    for one, other in zip(all_slots(optimizer), all_slots(fresh), strict=True):
+        assert named(one) == named(other)
+        if one.name in ("_linears", "_model_variables_moving_average"):
+            continue  # these make the weights, or become them
+        if other.variable.name not in ("step_counter", "dynamic_scale"):
+            assert np.array_equal(array(one.variable), array(other.variable)), one.variable.path
+    assert int(optimizer.iterations) == (0 if name == "gradient accumulation" else 2)
+
+
+def tiny(optimizer: Any) -> Any:
+    """One input, two units, one output, with slots made for it."""
+    model = keras.Sequential(
+        [keras.Input((1,)), layers.Dense(2, name="fc"), layers.Dense(1, name="out")]
+    )
+    model.set_weights(list(map(np.array, ([[3.0, 5.0]], [1.0, 2.0], [[6.0], [8.0]], [7.0]))))
+    model.compile(optimizer, "mse")
+    optimizer.build(model.trainable_variables)
+    return model
+
+
+def fill(optimizer: Any, **values: Any) -> None:
+    for slot in all_slots(optimizer):
+        at = next(i for i, v in enumerate(optimizer._trainable_variables) if v is slot.owner)
+        slot.variable.assign(np.array(values[slot.name.strip("_")][at], "float32"))
+
+
+def of(optimizer: Any, name: str) -> list[np.ndarray]:
+    return [array(s.variable).tolist() for s in all_slots(optimizer) if s.name.strip("_") == name]
+
+
+def test_the_momentum_of_sgd_worked_out_by_hand():
+    """Two units become three: g(2) is 0 or 1, whose copies are read by a half each."""
+    optimizer = opt.SGD(0.1, momentum=0.5)
+    model = tiny(optimizer)
+    fill(optimizer, momentums=([[4.0, 8.0]], [2.0, 6.0], [[10.0], [20.0]], [1.0]))
+    optimizer.iterations.assign(11)
+    report = n2n.grow(
+        model, n2n.Wider("fc", 3, shares="even"), seed=0, optimizer_state="carry", learning_rate=0.1
+    )
+    (layer,) = [one for one in report.plan.steps[0].layers if one.path == "fc"]
+    copied = int(layer.variables[0].axes[1].remap.index[2])
+    expected = (
+        ([[2.0, 8.0, 2.0]], [1.0, 6.0, 1.0], [[10.0], [20.0], [10.0]], [1.0])
+        if copied == 0
+        else ([[4.0, 4.0, 4.0]], [2.0, 3.0, 3.0], [[10.0], [20.0], [20.0]], [1.0])
+    )
+    assert of(optimizer, "momentums") == list(expected)
+    assert array(model.get_layer("out").kernel).sum() == 14.0  # the weights are divided
+    assert int(optimizer.iterations) == 11
+    assert abs(float(array(optimizer.learning_rate)) - 0.01) < 1e-8
+
+
+def test_the_moments_of_adam_worked_out_by_hand():
+    optimizer = opt.Adam(0.1)
+    model = tiny(optimizer)
+    fill(
+        optimizer,
+        momentums=([[4.0, 8.0]], [2.0, 6.0], [[10.0], [20.0]], [1.0]),
+        velocities=([[16.0, 64.0]], [4.0, 36.0], [[100.0], [400.0]], [1.0]),
+    )
+    # All copied: each by a half. Then one more fresh unit, and a new layer behind.
+    operations = [
+        n2n.Wider("fc", 4, shares="even"),
+        n2n.Wider("fc", 5, new_units="fresh"),
+        n2n.Deeper("fc"),
+    ]
+    index = n2n.plan(model, operations, seed=0).steps[0].layers[0].variables[0].axes[1].remap.index
+    n2n.grow(model, operations, seed=0, optimizer_state="carry")
+    pick = lambda *values: [values[at] for at in index] + [0.0]  # noqa: E731
+    zeros = np.zeros((5, 5)).tolist()
+    assert of(optimizer, "momentums") == [
+        [pick(2.0, 4.0)],
+        pick(1.0, 3.0),
+        zeros,
+        zeros[0],
+        [[value] for value in pick(10.0, 20.0)],
+        [1.0],
+    ]
+    assert of(optimizer, "velocities") == [
+        [pick(4.0, 16.0)],
+        pick(1.0, 9.0),
+        zeros,
+        zeros[0],
+        [[value] for value in pick(100.0, 400.0)],
+        [1.0],
+    ]
+
+
+def test_sums_of_squares_start_where_the_optimizer_starts_them():
+    optimizer = opt.Adagrad(0.1, initial_accumulator_value=0.5)
+    model = tiny(optimizer)
+    fill(optimizer, accumulators=([[4.5, 8.5]], [2.5, 6.5], [[10.5], [20.5]], [1.5]))
+    n2n.grow(
+        model,
+        [
+            n2n.Wider("fc", 4, shares="even"),
+            n2n.Wider("fc", 5, new_units="fresh"),
+            n2n.Deeper("fc"),
+        ],
+        seed=0,
+        optimizer_state="carry",
+    )
+    kernel, bias, inner, _, out, _ = of(optimizer, "accumulators")
+    assert sorted(kernel[0]) == [0.5, 1.5, 1.5, 2.5, 2.5]
+    assert sorted(bias) == [0.5, 1.0, 1.0, 2.0, 2.0]
+    assert np.all(np.array(inner) == 0.5)
+    assert sorted(value for (value,) in out) == [0.5, 10.5, 10.5, 20.5, 20.5]
+
+
+@pytest.mark.parametrize("how", ["reset", "carry"])
+@pytest.mark.parametrize("factor", [None, 0.1])
+def test_ftrl_makes_the_grown_weights_of_its_sums(how, factor):
+    """It computes each weight from its sums alone: from zeros it would make zeros."""
+    optimizer = opt.Ftrl(
+        0.1, l1_regularization_strength=0.01, l2_regularization_strength=0.1, beta=0.2
+    )
+    model = tiny(optimizer)
+    squares = ([[4.0, 8.0]], [2.0, 6.0], [[10.0], [20.0]], [1.0])
+    fill(optimizer, accumulators=squares, linears=[np.negative(one) for one in squares])
+    operations = [n2n.Wider("fc", 3), n2n.Deeper("fc")]
+    n2n.grow(model, operations, seed=0, optimizer_state=how, learning_rate=factor)
+    weights = [array(v) for v in model.trainable_variables]
+    stepped(model, optimizer, [[np.zeros_like(w) for w in weights]])
+    for variable, value in zip(model.trainable_variables, weights, strict=True):
+        assert np.abs(array(variable) - value).max() < 1e-5, variable.path
+
+
+@pytest.mark.parametrize("kind", [{}, {"shares": "even"}, {"new_units": "fresh"}])
+def test_averages_of_the_weights_grow_as_the_weights_do(kind):
+    """The model of the averages computes what it computed before."""
+    optimizer = opt.SGD(0.1, use_ema=True)
+    model = randomize(dense())
+    model.compile(optimizer, "mse")
+    optimizer.build(model.trainable_variables)
+    random = np.random.default_rng(1)
+    for slot in all_slots(optimizer):
+        slot.variable.assign(random.standard_normal(slot.variable.shape))
+    optimizer.iterations.assign(5)
+
+    def averaged() -> np.ndarray:
+        other = n2n.clone(model)
+        for variable, average in zip(
+            other.trainable_variables, optimizer._model_variables_moving_average, strict=True
+        ):
+            variable.assign(array(average))
+        return array(other(batch((3,))[0]))
+
+    before = averaged()
+    n2n.grow(model, [n2n.Wider("b", 9, **kind), n2n.Deeper("b")], seed=0, optimizer_state="carry")
+    assert np.abs(averaged() - before).max() < 1e-5
+
+
+def test_gradients_that_are_being_accumulated_are_not_lost():
+    """A growth in the middle leads to the step that the large model would have taken."""
+    found = []
+    for early in (True, False):
+        model = randomize(dense())
+        model.compile(opt.SGD(0.1, gradient_accumulation_steps=2), "mse", jit_compile=False)
+        growth = {"seed": 3, "optimizer_state": "carry"}
+        if early:
+            n2n.grow(model, DOUBLE, **growth)
+        model.train_on_batch(*batch((3,)))
+        if not early:
+            n2n.grow(model, DOUBLE, **growth)
+        before = model.get_weights()
+        model.train_on_batch(*batch((3,), n=6))
+        found.append([new - old for new, old in zip(model.get_weights(), before, strict=True)])
+    for one, other in zip(*found, strict=True):
+        assert np.abs(one).max() > 1e-3
+        assert np.abs(one - other).max() < 1e-6
+
+
+# -- what an optimizer keeps beside its slots --------------------------------------------------
+
+
+@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("how", ["reset", "carry"])
+def test_what_is_excluded_from_weight_decay_stays_so(how, built):
+    model = randomize(dense())
+    kernel = model.get_layer("b").kernel
+    optimizer = opt.AdamW(1e-3, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay([kernel], ["bias"])
+    model.compile(optimizer, "mse", jit_compile=False)
+    if built:
+        model.train_on_batch(*batch((3,)))
+    n2n.grow(model, [n2n.Wider("b", 9), n2n.Deeper("b")], seed=0, optimizer_state=how)
+    assert model.get_layer("b").kernel is kernel
+    decayed = {
+        layer.name
+        for layer in model.layers
+        for variable in layer.trainable_variables
+        if optimizer._use_weight_decay(variable)
+    }
+    assert decayed == {"a", "b_deeper_1", "out"}
+    assert not any(optimizer._use_weight_decay(layer.bias) for layer in model.layers)
+
+
+@pytest.mark.parametrize("how", ["reset", "carry"])
+def test_the_scale_of_the_loss_stays(how):
+    optimizer = opt.LossScaleOptimizer(opt.Adam(0.01), initial_scale=64.0)
+    model = randomize(dense())
+    model.compile(optimizer, "mse", jit_compile=False)
+    model.train_on_batch(*batch((3,)))
+    optimizer.dynamic_scale.assign(16.0)
+    optimizer.step_counter.assign(7)
+    n2n.grow(model, n2n.Wider("b", 9), seed=0, optimizer_state=how)
+    assert model.optimizer is optimizer
+    assert float(array(optimizer.dynamic_scale)) == 16.0
+    assert int(array(optimizer.step_counter)) == 7
+    momentum = [s for s in all_slots(optimizer) if s.name == "_momentums"]
+    assert [bool(array(s.variable).any()) for s in momentum] == [how == "carry"] * 6
+
+
+def test_a_growth_that_fails_leaves_all_slots_as_they_were():
+    model = randomize(dense())
+    model.compile(opt.Adam(opt.schedules.CosineDecay(0.1, 10), use_ema=True), "mse")
+    model.train_on_batch(*batch((3,)))
+    before = state(model)
+
+    def fail(old: Any, report: Any) -> Any:
+        assert model.optimizer.variables[1].shape != before["optimizer"][1][1][2][1]
+        raise RuntimeError("no rate today")
+
+    with pytest.raises(RuntimeError, match="no rate today"):
+        n2n.grow(
+            model,
+            [n2n.Wider(factor=2), n2n.Deeper("b")],
+            optimizer_state="carry",
+            learning_rate=[lambda old, report: 0.5, fail],
+        )
+    assert_state(model, before)
+    model.train_on_batch(*batch((3,)))
+
+
+# -- optimizers of others ----------------------------------------------------------------------
+
+
+class Own(opt.Optimizer):
+    """Keeps slots under names that Keras uses, and under one that it doesn't."""
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.first = self.add_optimizer_variables(variables, "momentum")
+        self.strange = self.add_optimizer_variables(variables, "aura")
+        self.number = self.add_variable((), name="number")
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        self.assign(self.first[index], gradient)
+        self.assign(self.strange[index], keras.ops.add(self.strange[index], 1))
+        self.assign_sub(variable, keras.ops.multiply(learning_rate, gradient))
+
+
+def test_slots_of_an_unknown_optimizer_go_by_path_and_name_or_start_again_with_a_warning():
+    model = randomize(dense())
+    optimizer = Own(0.01)
+    model.compile(optimizer, "mse", jit_compile=False)
+    model.train_on_batch(*batch((3,)))
+    optimizer.number.assign(5)
+    old = [array(v) for v in optimizer.first]
+    with pytest.warns(UserWarning, match="aura.* start again") as caught:
+        growth = n2n.Wider("b", 10, shares="even")
+        report = n2n.grow(model, growth, seed=3, optimizer_state="carry")
+    assert sum(one.category is UserWarning for one in caught) == 1
+    assert any("start again" in note for note in report.notes)
+    index = report.plan.steps[0].layers[0].variables[0].axes[1].remap.index
+    assert np.array_equal(array(optimizer.first[2]), old[2][:, index] / 2)
+    assert np.array_equal(array(optimizer.first[4]), old[4][index])
+    # What doesn't grow keeps all it has.
+    assert [float(array(v).mean()) for v in optimizer.strange] == [1, 1, 0, 0, 0, 1]
+    assert float(array(optimizer.number)) == 5
+    assert np.all(np.isfinite(model.train_on_batch(*batch((3,)))))
+
+
+class Derived(opt.Adam):
+    """Derived from one of Keras's."""
+
+
+def test_an_optimizer_derived_from_one_of_keras_is_treated_as_that():
+    model = randomize(dense())
+    model.compile(Derived(0.01), "mse", jit_compile=False)
+    model.train_on_batch(*batch((3,)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        n2n.grow(model, n2n.Wider("b", 9), seed=3, optimizer_state="carry")
+    assert all(array(slot.variable).any() for slot in all_slots(model.optimizer))
