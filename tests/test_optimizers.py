@@ -14,9 +14,11 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net import keras_privates as privates
 from keras_net2net.apply import changed_variables
+from keras_net2net.errors import GrowthError
 from keras_net2net.growth import draft_growth
 from keras_net2net.slots import histories
 from tests.helpers import BACKEND, array, randomize
+from tests.operations.test_base import assert_explained
 from tests.states import assert_state, state
 
 
@@ -573,8 +575,8 @@ def test_slots_of_an_unknown_optimizer_go_by_path_and_name_or_start_again_with_a
     model.train_on_batch(*batch((3,)))
     optimizer.number.assign(5)
     old = [array(v) for v in optimizer.first]
+    growth = n2n.Wider("b", 10, shares="even")
     with pytest.warns(UserWarning, match="aura.* start again") as caught:
-        growth = n2n.Wider("b", 10, shares="even")
         report = n2n.grow(model, growth, seed=3, optimizer_state="carry")
     assert sum(one.category is UserWarning for one in caught) == 1
     assert any("start again" in note for note in report.notes)
@@ -599,3 +601,249 @@ def test_an_optimizer_derived_from_one_of_keras_is_treated_as_that():
         warnings.simplefilter("error", UserWarning)
         n2n.grow(model, n2n.Wider("b", 9), seed=3, optimizer_state="carry")
     assert all(array(slot.variable).any() for slot in all_slots(model.optimizer))
+
+
+# -- the learning rate -------------------------------------------------------------------------
+
+Schedules = keras.optimizers.schedules
+
+
+def steady() -> float:
+    return 0.5
+
+
+def compiled(rate: Any, steps: int = 0) -> Any:
+    model = randomize(dense())
+    model.compile(opt.SGD(rate, momentum=0.9), "mse", jit_compile=False)
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(steps)
+    return model
+
+
+def rate(model: Any, step: int | None = None) -> float:
+    if step is not None:
+        model.optimizer.iterations.assign(step)
+    return float(array(model.optimizer.learning_rate))
+
+
+def grow(model: Any, policy: Any, layer: str = "b", **kwargs: Any) -> Any:
+    return n2n.grow(model, n2n.Wider(layer, factor=1.5), seed=0, learning_rate=policy, **kwargs)
+
+
+def test_a_callable_is_given_the_old_rate_and_the_report():
+    model = compiled(0.5, steps=7)
+    seen = []
+
+    def policy(old, report):
+        seen.append((old, report.parameters_after, report.step, report.difference is not None))
+        return old / 5
+
+    report = grow(model, policy)
+    assert seen == [(0.5, report.parameters_after, 7, True)]
+    assert isinstance(model.optimizer._learning_rate, keras.Variable)
+    assert abs(rate(model) - 0.1) < 1e-7
+    grow(model, lambda old, report: np.float32(0.25))
+    assert rate(model) == 0.25
+    grow(model, lambda old, report: keras.ops.convert_to_tensor(0.125))
+    assert rate(model) == 0.125
+    grow(model, [0.5, lambda old, report: old + 1, 2])
+    assert rate(model) == 2.125
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_number_and_a_schedule_take_the_place_of_each_other(wrapped, tmp_path):
+    model = randomize(dense())
+    inner = opt.Adam(0.5)
+    model.compile(opt.LossScaleOptimizer(inner) if wrapped else inner, "mse", jit_compile=False)
+    x, y = batch((3,))
+    model.train_on_batch(x, y)
+    schedule = Schedules.CosineDecay(0.25, 100)
+    grow(model, lambda old, report: schedule)
+    assert inner._learning_rate is schedule
+    assert len(inner.variables) == 1 + 2 * 6
+    model.train_on_batch(x, y)
+    grow(model, lambda old, report: old, optimizer_state="carry")
+    assert inner._learning_rate is schedule
+    grow(model, lambda old, report: 0.125)
+    assert isinstance(inner._learning_rate, keras.Variable)
+    assert rate(model) == 0.125
+    assert inner.variables[1] is inner._learning_rate
+    assert len(inner.variables) == 2 + 2 * 6
+    model.optimizer.learning_rate = 0.0625  # as callbacks do
+    assert rate(model) == 0.0625
+    model.train_on_batch(x, y)
+    again(model, tmp_path)
+
+
+def again(model: Any, path: Any) -> None:
+    """Saves, loads, and trains both on: the same loss, twice."""
+    x, y = batch((3,))
+    model.save(path / "model.keras")
+    loaded = keras.saving.load_model(path / "model.keras")
+    mine, theirs = model.optimizer.variables, loaded.optimizer.variables
+    for one, other in zip(mine, theirs, strict=True):
+        assert np.array_equal(array(one), array(other)), one.path
+    for _ in range(2):
+        first, second = model.train_on_batch(x, y), loaded.train_on_batch(x, y)
+        assert abs(float(first) - float(second)) < 1e-5 * abs(float(first)) + 1e-6
+
+
+def test_rewinding_lets_a_schedule_start_again():
+    schedule = Schedules.ExponentialDecay(0.5, 10, 0.5)
+    model = compiled(schedule, steps=30)
+    assert abs(rate(model) - 0.0625) < 1e-7
+    grow(model, n2n.Rewind())
+    assert abs(rate(model) - 0.5) < 1e-7
+    assert abs(rate(model, 40) - 0.25) < 1e-7
+    assert model.optimizer._learning_rate.schedule is schedule
+    # A second time, from a later step: of the same schedule.
+    grow(model, n2n.Rewind(to=20))
+    assert abs(rate(model) - 0.125) < 1e-7
+    assert abs(rate(model, 50) - 0.0625) < 1e-7
+    assert model.optimizer._learning_rate.schedule is schedule
+    # The paper's tenth of the initial rate.
+    grow(model, [n2n.Rewind(), 0.1])
+    assert abs(rate(model) - 0.05) < 1e-7
+    grow(model, [n2n.Rewind(), n2n.Rewarm(4, start=0.2)])
+    assert abs(rate(model) - 0.01) < 1e-7
+    assert abs(rate(model, 60) - 0.025) < 1e-7
+
+
+def test_rewarming_rises_to_the_rate_in_equal_steps():
+    model = compiled(0.5, steps=30)
+    grow(model, n2n.Rewarm(4))
+    expected = [0.05, 0.1625, 0.275, 0.3875, 0.5, 0.5]
+    assert np.allclose([rate(model, 30 + i) for i in range(6)], expected)
+    assert rate(model, 0) == rate(model, 30)
+    grow(model, 0.5)
+    assert np.allclose([rate(model, 32), rate(model, 40)], [0.1375, 0.25])
+    grow(model, n2n.Rewarm(2, start=0))  # the first one is done
+    assert np.allclose([rate(model, step) for step in (40, 41, 42)], [0, 0.125, 0.25])
+    assert model.optimizer._learning_rate.rate == 0.25
+    model = compiled(Schedules.PiecewiseConstantDecay([34], [0.5, 0.25]), steps=30)
+    grow(model, n2n.Rewarm(10, start=0.5))
+    assert np.allclose([rate(model, step) for step in (30, 34, 35, 50)], [0.25, 0.35, 0.1875, 0.25])
+    grow(model, 0.5)
+    assert np.allclose(rate(model, 50), 0.125)
+
+
+def test_gradient_accumulation_counts_as_its_schedule_does():
+    schedule = Schedules.ExponentialDecay(0.5, 10, 0.5)
+    model = randomize(dense())
+    model.compile(opt.SGD(schedule, gradient_accumulation_steps=2), "mse", jit_compile=False)
+    for _ in range(10):
+        model.train_on_batch(*batch((3,)))
+    assert int(model.optimizer.iterations) == 5
+    assert abs(rate(model) - 0.25) < 1e-6
+    grow(model, n2n.Rewind())
+    assert abs(rate(model) - 0.5) < 1e-6
+
+
+@pytest.mark.parametrize("policy", [n2n.Rewind(), n2n.Rewarm(3), [n2n.Rewind(), n2n.Rewarm(3)]])
+def test_a_model_with_such_a_schedule_is_saved_and_loaded(policy, tmp_path):
+    model = compiled(Schedules.ExponentialDecay(0.1, 10, 0.5), steps=30)
+    grow(model, policy, optimizer_state="carry")
+    again(model, tmp_path)
+    assert type(keras.saving.load_model(tmp_path / "model.keras").optimizer._learning_rate) is type(
+        model.optimizer._learning_rate
+    )
+
+
+@pytest.mark.parametrize("policy", [n2n.Rewind(to=3), n2n.Rewarm(5, start=0.25)])
+def test_policies_are_values(policy):
+    saved = keras.saving.serialize_keras_object(policy)
+    assert keras.saving.deserialize_keras_object(saved) == policy
+    assert hash(policy) == hash(type(policy).from_config(policy.get_config()))
+
+
+@pytest.mark.parametrize(
+    ("policy", "held", "parts"),
+    [
+        (n2n.Rewind(), 0.5, ["rewound", "Rewind(to=0)", "0.5", "`LearningRateSchedule`"]),
+        (n2n.Rewarm(5), steady, ["warmed up", "Rewarm(steps=5", "number"]),
+        (lambda old, report: "fast", 0.5, ["returned", "'fast'", "str"]),
+        (lambda old, report: -1.0, 0.5, ["returned", "-1.0"]),
+        (lambda old, report: None, 0.5, ["returned", "None"]),
+        (lambda old, report: float("nan"), 0.5, ["returned", "nan"]),
+        ([0.5, n2n.Rewind()], 0.5, ["rewound", "0.25"]),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_an_error_that_undoes_all(policy, held, parts):
+    model = compiled(held)
+    before = state(model)
+    with pytest.raises(GrowthError) as caught:
+        grow(model, policy, optimizer_state="carry")
+    assert_state(model, before)
+    assert_explained(caught.value, *parts)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: n2n.Rewind(-1),
+        lambda: n2n.Rewind(0.5),
+        lambda: n2n.Rewarm(0),
+        lambda: n2n.Rewarm(3, start=1),
+        lambda: n2n.Rewarm(3, start=-0.1),
+        lambda: n2n.Rewarm(3, start="low"),
+    ],
+)
+def test_arguments_of_policies_are_checked(make):
+    with pytest.raises(GrowthError):
+        make()
+
+
+# -- inside fit --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["reset", "carry"])
+def test_inside_fit_with_callbacks_that_set_the_rate(how, tmp_path):
+    """The rate stays a variable; slots grow, and training goes on; then saved and loaded."""
+    model = randomize(dense())
+    optimizer = opt.Adam(0.08)
+    model.compile(optimizer, "mse", jit_compile=False)
+    seen = []
+    callbacks = [
+        keras.callbacks.LearningRateScheduler(lambda epoch, old: old * 0.5 if epoch == 3 else old),
+        n2n.GrowthScheduler(
+            {1: n2n.Wider("b", 8), 2: [n2n.Wider("a", 6), n2n.Deeper("b")]},
+            seed=0,
+            optimizer_state=how,
+            learning_rate=lambda old, report: seen.append(report.epoch) or old * 0.5,
+            verbose=0,
+        ),
+        keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=1e9),
+    ]
+    x, y = batch((3,), n=16)
+    history = model.fit(x, y, batch_size=8, epochs=5, verbose=0, callbacks=callbacks)
+    assert np.all(np.isfinite(history.history["loss"]))
+    assert seen == [1, 2]
+    assert int(optimizer.iterations) == 10
+    # Halved by two growths, once by the schedule, and at the ends of epochs 1 to 4.
+    assert abs(rate(model) - 0.08 * 0.5**7) < 1e-6
+    assert model.optimizer is optimizer
+    assert all(array(slot.variable).any() for slot in all_slots(optimizer))
+    again(model, tmp_path)
+
+
+def test_inside_fit_slots_go_on_from_what_they_were():
+    """Of an optimizer that only adds up, the sums before the growth are in those after it."""
+    model = randomize(dense())
+    optimizer = opt.Adagrad(1e-6, initial_accumulator_value=0.0)
+    model.compile(optimizer, "mse", jit_compile=False)
+    sums = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            keras_state = getattr(self.model, "jax_state_sync", None)
+            if keras_state is not None:
+                keras_state()
+            sums.append([float(array(s.variable).sum()) for s in all_slots(optimizer)])
+
+    growth = n2n.GrowthScheduler({1: DOUBLE}, seed=0, optimizer_state="carry", verbose=0)
+    x, y = batch((3,))
+    model.fit(x, y, epochs=2, verbose=0, callbacks=[growth, Look()])
+    # Twice as many, each a quarter; what reads them: twice as many, half of them made twice.
+    factors = [0.5, 0.5, 1, 0.5, 2, 1]
+    for first, last, factor in zip(*sums, factors, strict=True):
+        assert abs(last - 2 * first * factor) < 2e-3 * last
