@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from keras_net2net.errors import GrowthError, explain
-from keras_net2net.growth import _check_arguments, grow
+from keras_net2net.growth import check_arguments, grow
 from keras_net2net.operations.base import as_operations, whole_number
 from keras_net2net.report import GrowthReport
 
@@ -70,7 +70,7 @@ class GrowthScheduler(keras.callbacks.Callback):
         verbose: int = 1,
     ) -> None:
         super().__init__()
-        _check_arguments(optimizer_state, learning_rate)
+        check_arguments(optimizer_state, learning_rate)
         self.schedule = _checked(schedule)
         self.seed = seed
         self.optimizer_state = optimizer_state

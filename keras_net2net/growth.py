@@ -176,7 +176,7 @@ def grow(
     True
     """
     started = time.perf_counter()
-    _check_arguments(optimizer_state, learning_rate)
+    check_arguments(optimizer_state, learning_rate)
     seed = as_seed(seed)
     stuck: dict[str, tuple[str, int]] = {}
     while True:
@@ -264,7 +264,8 @@ def _grow(
     return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
 
-def _check_arguments(optimizer_state: str, learning_rate: Any) -> None:
+def check_arguments(optimizer_state: str, learning_rate: Any) -> None:
+    """Checks what is to become of the optimizer."""
     if optimizer_state not in OPTIMIZER_STATES:
         raise GrowthError(
             explain(

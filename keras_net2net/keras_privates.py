@@ -699,6 +699,29 @@ def exclude_from_decay(optimizer: Any, variables: Iterable[Any]) -> None:
     vars(optimizer).pop("_exclude_from_weight_decay_cache", None)
 
 
+def copy_optimizer_state(source: Any, target: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Gives an optimizer of the same configuration the state of another one.
+
+    Args:
+        source: The optimizer.
+        target: The one that gets its state.
+        pairs: Each variable of the one model, with that of the other.
+    """
+    others = {id(one): other for one, other in pairs}
+    known = optimizer_variables(source)
+    if known is not None:
+        reset_optimizer(target, [others[id(variable)] for variable in known])
+    for one, other in zip(optimizer_parts(source), optimizer_parts(target), strict=True):
+        if hasattr(one, "_exclude_from_weight_decay"):
+            # Neither is part of the configuration.
+            other._exclude_from_weight_decay = set()
+            other._exclude_from_weight_decay_pattern = one._exclude_from_weight_decay_pattern
+            excluded = without_decay(one, [variable for variable, _ in pairs])
+            exclude_from_decay(other, [others[id(variable)] for variable in excluded])
+    for one, other in zip(source.variables, target.variables, strict=known is not None):
+        other.assign(one)
+
+
 # -- the slots of optimizers ---------------------------------------------------
 
 WEIGHT = "weight"  # a slot that is a weight itself: an average of weights, say

@@ -847,3 +847,55 @@ def test_inside_fit_slots_go_on_from_what_they_were():
     factors = [0.5, 0.5, 1, 0.5, 2, 1]
     for first, last, factor in zip(*sums, factors, strict=True):
         assert abs(last - 2 * first * factor) < 2e-3 * last
+
+
+# -- students that are compiled ----------------------------------------------------------------
+
+
+def test_a_student_goes_on_with_the_state_of_its_teachers_optimizer():
+    teacher = randomize(dense())
+    optimizer = opt.AdamW(Schedules.CosineDecay(0.1, 50), weight_decay=0.1)
+    optimizer.exclude_from_weight_decay([teacher.get_layer("b").kernel], ["bias"])
+    teacher.compile(optimizer, "mse", metrics=["mae"], jit_compile=False)
+    x, y = batch((3,))
+    teacher.train_on_batch(x, y)
+    before = state(teacher)
+    student = n2n.net2wider(teacher, {"b": 10}, shares="even", seed=0, optimizer_state="carry")
+    assert_state(teacher, before)
+    assert student.optimizer is not optimizer
+    assert int(student.optimizer.iterations) == 1
+    assert np.isclose(rate(student), rate(teacher))
+    assert not student.optimizer._use_weight_decay(student.get_layer("b").kernel)
+    assert student.optimizer._use_weight_decay(student.get_layer("a").kernel)
+    (kernel,) = [
+        array(s.variable)
+        for s in all_slots(student.optimizer)
+        if s.owner is student.get_layer("b").kernel and s.name == "_momentums"
+    ]
+    mine = array(optimizer._momentums[2])
+    assert np.array_equal(kernel[:, :5], mine / 2)
+    assert np.isclose(teacher.evaluate(x, y, verbose=0)[1], student.evaluate(x, y, verbose=0)[1])
+    assert np.all(np.isfinite(student.train_on_batch(x, y)))
+    assert np.array_equal(array(optimizer._momentums[2]), mine)
+
+
+def test_a_student_of_a_teacher_that_was_not_trained_yet():
+    teacher = randomize(dense())
+    teacher.compile(opt.SGD(0.1, momentum=0.9), "mse", jit_compile=False)
+    student = n2n.net2deeper(teacher, "b", optimizer_state="reset", learning_rate=0.1)
+    assert np.isclose(rate(student), 0.01)
+    assert np.all(np.isfinite(student.train_on_batch(*batch((3,)))))
+
+
+def unregistered(y: Any, x: Any) -> Any:
+    return keras.ops.mean((y - x) ** 2)
+
+
+@pytest.mark.parametrize("loss", [None, unregistered])
+def test_a_student_that_can_not_be_compiled_as_its_teacher_is_an_error(loss):
+    teacher = randomize(dense())
+    if loss is not None:
+        teacher.compile("sgd", loss)
+    with pytest.raises(GrowthError) as caught:
+        n2n.clone_and_grow(teacher, DOUBLE, optimizer_state="carry")
+    assert_explained(caught.value, "compiled", "optimizer_state", "register")
