@@ -138,19 +138,20 @@ class History:
                 axis = change.axes[at]
                 if axis is not None:
                     new = np.take(new, axis.remap.index, axis=at)
+            # What was gathered is a copy, which can be changed in place.
             if start:
-                new = new - new.dtype.type(start)
+                new -= new.dtype.type(start)
             for at, axis in enumerate(change.axes):
                 factor = None if axis is None else shares.along(axis, change.how)
                 if factor is not None and not np.all(factor == 1):
                     shape = [1] * new.ndim
                     shape[at] = -1
                     factor = np.where(factor > 0, factor**power, 0)
-                    new = new * factor.astype(new.dtype).reshape(shape)
+                    new *= factor.astype(new.dtype).reshape(shape)
             if change.scale != 1 and power:
-                new = new * new.dtype.type(change.scale**-power)
+                new *= new.dtype.type(change.scale**-power)
             if start:
-                new = new + new.dtype.type(start)
+                new += new.dtype.type(start)
         return new
 
     @property
