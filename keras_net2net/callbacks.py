@@ -118,7 +118,19 @@ def _told(policy: Any, epoch: int) -> Any:
         return [_told(one, epoch) for one in policy]
     if not callable(policy):
         return policy
-    return lambda old, report: policy(old, dataclasses.replace(report, epoch=epoch))
+    return _Told(policy, epoch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    policy: Callable[[Any, GrowthReport], Any]
+    epoch: int
+
+    def __call__(self, old: Any, report: GrowthReport) -> Any:
+        return self.policy(old, dataclasses.replace(report, epoch=self.epoch))
+
+    def __repr__(self) -> str:
+        return repr(self.policy)
 
 
 def _checked(schedule: Schedule) -> Schedule:

@@ -719,7 +719,7 @@ def copy_optimizer_state(source: Any, target: Any, pairs: Sequence[tuple[Any, An
             excluded = without_decay(one, [variable for variable, _ in pairs])
             exclude_from_decay(other, [others[id(variable)] for variable in excluded])
     for one, other in zip(source.variables, target.variables, strict=known is not None):
-        other.assign(one)
+        other.assign(keras.ops.copy(one))  # JAX would share the buffer
 
 
 # -- the slots of optimizers ---------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -201,6 +202,43 @@ def test_how_far_off_the_mean_of_random_shares_is(outputs, most):
     error = np.linalg.norm(expected[0] - found[0]) / np.linalg.norm(found[0])
     assert error < most, error
     assert np.allclose(expected[0].sum(), found[0].sum(), rtol=0.2)
+
+
+def joined():
+    x = inputs = keras.Input((3,))
+    parts = [layers.Dense(3, activation="tanh", name="a")(x), layers.Dense(4, name="b")(x)]
+    return keras.Model(inputs, layers.Dense(1, name="out")(layers.Concatenate()(parts)))
+
+
+def flattened():
+    x = inputs = keras.Input((2, 2, 3))
+    x = layers.Conv2D(4, 2, activation="tanh", name="a")(x)
+    return keras.Model(inputs, layers.Dense(1, name="out")(layers.Flatten()(x)))
+
+
+@pytest.mark.parametrize("build", [joined, flattened])
+def test_a_random_share_that_is_the_only_one_is_found_through_joined_and_crossed_axes(build):
+    model = randomize(build())
+    x, y = batch(model.input_shape[1:], 1)
+    expected, found, estimates = mapped(model, n2n.Wider(factor=1.75), x, y)
+    assert any(estimates)
+    assert apart(expected, found) < 1e-5
+
+
+@pytest.mark.parametrize("shares", ["random", "even"])
+def test_mean_shares_sum_to_one_over_the_copies_of_a_unit(shares):
+    model = randomize(attention())
+    parts = {"heads": 5, "value_dim": 7}
+    planned = n2n.plan(model, n2n.Wider("attention", parts, shares=shares), seed=0)
+    changes = {c.name: c for layer in planned.steps[0].layers for c in layer.variables}
+    (change,) = [c for name, c in changes.items() if "output" in name and len(c.axes) == 3]
+    for at in (0, 1):
+        remap = change.axes[at].remap
+        means, many = change.mean_shares(at, planned.seed)
+        sums = np.bincount(remap.index, means, minlength=remap.old_size)
+        assert np.allclose(sums, 1, atol=1e-6)
+        assert many == (7 * 4, 4)[at]  # the second axis has one share for all of the first
+    assert dataclasses.replace(change, shape=None).mean_shares(0, 0) is None
 
 
 # -- all optimizers ----------------------------------------------------------------------------
@@ -691,6 +729,15 @@ def again(model: Any, path: Any) -> Any:
     for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
         assert np.abs(one - other).max() < 1e-5
     return loaded
+
+
+@pytest.mark.parametrize("how", ["reset", "carry"])
+@pytest.mark.parametrize("held", [steady, Schedules.CosineDecay(0.5, 10)])
+def test_a_callable_or_schedule_stays_the_same_object(held, how):
+    model = compiled(held, steps=3)
+    grow(model, None, optimizer_state=how)
+    assert model.optimizer._learning_rate is held
+    assert int(model.optimizer.iterations) == 3
 
 
 def test_rewinding_lets_a_schedule_start_again():
