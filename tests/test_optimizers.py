@@ -304,7 +304,17 @@ def stepped(model: Any, optimizer: Any, steps: list[list[np.ndarray]]) -> Any:
             float(array(optimizer.initial_scale)) if hasattr(optimizer, "inner_optimizer") else 1
         )
         given = [keras.ops.convert_to_tensor(scale * g) for g in found]
-        optimizer.apply(given, model.trainable_variables)
+        if BACKEND == "jax" and hasattr(optimizer, "inner_optimizer"):  # works there alone
+            if not optimizer.built:
+                optimizer.build(model.trainable_variables)
+            held = [*model.trainable_variables, *optimizer.variables]
+            weights = [v.value for v in model.trainable_variables]
+            slots = [v.value for v in optimizer.variables]
+            made = optimizer.stateless_apply(slots, given, weights)
+            for variable, value in zip(held, [*made[0], *made[1]], strict=True):
+                variable.assign(value)
+        else:
+            optimizer.apply(given, model.trainable_variables)
     return optimizer
 
 
