@@ -65,7 +65,7 @@ class Rewind(_Policy):
     ... )
     >>> schedule = keras.optimizers.schedules.CosineDecay(0.1, decay_steps=1000)
     >>> model.compile(keras.optimizers.SGD(schedule), "mse")
-    >>> model.optimizer.iterations.assign(900)
+    >>> _ = model.optimizer.iterations.assign(900)
     >>> _ = n2n.grow(model, n2n.Wider("fc", 12), learning_rate=n2n.Rewind())
     >>> round(float(model.optimizer.learning_rate), 6)
     0.1

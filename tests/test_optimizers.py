@@ -278,6 +278,8 @@ HAVE = {
     for name, make in OPTIMIZERS.items()
     if hasattr(opt, CLASSES.get(name, name.split()[0].strip(",") if name[0].isupper() else "SGD"))
 }
+if BACKEND == "tensorflow" and keras.__version__.startswith("3.10."):
+    HAVE.pop("Muon", None)  # it asks a variable of TensorFlow for its path
 DOUBLE = n2n.Wider(factor=2, shares="even")
 
 
