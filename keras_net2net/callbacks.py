@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from keras_net2net.errors import GrowthError, explain
-from keras_net2net.growth import _check_arguments, grow
+from keras_net2net.growth import check_arguments, grow
 from keras_net2net.operations.base import as_operations, whole_number
 from keras_net2net.report import GrowthReport
 
@@ -63,14 +63,14 @@ class GrowthScheduler(keras.callbacks.Callback):
         *,
         seed: int | None = None,
         optimizer_state: str = "reset",
-        learning_rate: float | None = None,
+        learning_rate: Any = None,
         verify: Any = True,
         calibration: Any = None,
         across_fits: bool = False,
         verbose: int = 1,
     ) -> None:
         super().__init__()
-        _check_arguments(optimizer_state, learning_rate)
+        check_arguments(optimizer_state, learning_rate)
         self.schedule = _checked(schedule)
         self.seed = seed
         self.optimizer_state = optimizer_state
@@ -94,7 +94,7 @@ class GrowthScheduler(keras.callbacks.Callback):
             operations,
             seed=self.seed,
             optimizer_state=self.optimizer_state,
-            learning_rate=self.learning_rate,
+            learning_rate=_told(self.learning_rate, now),
             verify=self.verify,
             calibration=self.calibration,
         )
@@ -110,6 +110,27 @@ class GrowthScheduler(keras.callbacks.Callback):
         if isinstance(self.schedule, Mapping):
             return self.schedule.get(epoch)
         return self.schedule(epoch, self.model)
+
+
+def _told(policy: Any, epoch: int) -> Any:
+    """What becomes of the learning rate, with callables told the epoch by their report."""
+    if isinstance(policy, (list, tuple)):
+        return [_told(one, epoch) for one in policy]
+    if not callable(policy):
+        return policy
+    return _Told(policy, epoch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    policy: Callable[[Any, GrowthReport], Any]
+    epoch: int
+
+    def __call__(self, old: Any, report: GrowthReport) -> Any:
+        return self.policy(old, dataclasses.replace(report, epoch=self.epoch))
+
+    def __repr__(self) -> str:
+        return repr(self.policy)
 
 
 def _checked(schedule: Schedule) -> Schedule:

@@ -256,9 +256,9 @@ class Draft:
                 for axis, remap in zip(axes, remaps, strict=True)
             )
             scale = evaluate.scale(facts.scales[name]) if name in facts.scales else 1.0
-            change = VariableChange(f"{facts.path}/{name}", changes, how, scale)
+            old = tuple(axis.expression.size or 0 for axis in axes)
+            change = VariableChange(f"{facts.path}/{name}", changes, how, scale, old)
             variables.append(change)
-            old = [axis.expression.size or 0 for axis in axes]
             self.shapes[change.name] = change.new_shape(old)
             self.parameters += _count(self.shapes[change.name]) - _count(old)
         config = []

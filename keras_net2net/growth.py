@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from typing import Any
@@ -9,20 +10,19 @@ from typing import Any
 import numpy as np
 
 from keras_net2net import keras_privates as privates
-from keras_net2net.apply import apply_plan, containers
+from keras_net2net.apply import apply_plan, changed_variables, containers
 from keras_net2net.compiled import update_compiled
 from keras_net2net.copies import copy_model
 from keras_net2net.draft import Draft
 from keras_net2net.errors import CodeError, GrowthError, explain
 from keras_net2net.graph import read
 from keras_net2net.operations.base import Operation, as_operations
-from keras_net2net.optimizers import update_optimizer
+from keras_net2net.optimizers import OPTIMIZER_STATES, OptimizerUpdate
 from keras_net2net.plan import Plan
+from keras_net2net.rates import check_policy
 from keras_net2net.report import GrowthReport
 from keras_net2net.transaction import Transaction
 from keras_net2net.verify import Probe, probe
-
-OPTIMIZER_STATES = ("reset",)
 
 
 def plan(model: Any, operations: Any, *, seed: int | None = None, calibration: Any = None) -> Plan:
@@ -117,7 +117,7 @@ def grow(
     *,
     seed: int | None = None,
     optimizer_state: str = "reset",
-    learning_rate: float | None = None,
+    learning_rate: Any = None,
     verify: Any = True,
     calibration: Any = None,
 ) -> GrowthReport:
@@ -139,10 +139,17 @@ def grow(
             weights on every backend and machine. Defaults to `None`: a random one,
             which the report names.
         optimizer_state: `"reset"`: the optimizer's slots (moments, averages) start
-            again. Defaults to `"reset"`.
+            again. `"carry"`: they grow as the gradients do: a copy's moments are those
+            of its unit, times the share with which it is read (squared for second
+            moments); what reads it keeps them as they are; fresh units and inserted
+            layers start again. Exact for even shares, an estimate for random ones.
+            Defaults to `"reset"`.
         learning_rate: Float, what the learning rate is multiplied by, schedules
             included. Chen et al. (2016, section 3) advise a tenth of the teacher's
-            initial rate. Defaults to `None`: it stays.
+            initial rate. Or a callable `(old, report) -> new` from the rate (a float or
+            a schedule) and the `GrowthReport` to the new rate; `Rewind()` and `Rewarm()`
+            are such. Or a list of these, done one after the other. Defaults to `None`:
+            it stays.
         verify: Whether outputs before and after are compared, at inference, before
             the growth is final: `True` on a random batch made from the model's
             input shapes, or a batch of inputs to use instead. For operations that
@@ -170,13 +177,21 @@ def grow(
     True
     """
     started = time.perf_counter()
-    _check_arguments(optimizer_state, learning_rate)
+    check_arguments(optimizer_state, learning_rate)
     seed = as_seed(seed)
     stuck: dict[str, tuple[str, int]] = {}
     while True:
         try:
             return _grow(
-                model, operations, seed, learning_rate, verify, calibration, stuck, started
+                model,
+                operations,
+                seed,
+                optimizer_state,
+                learning_rate,
+                verify,
+                calibration,
+                stuck,
+                started,
             )
         except CodeError as error:
             # What the code of an opened layer does at other sizes shows once it has them.
@@ -191,7 +206,8 @@ def _grow(
     model: Any,
     operations: Any,
     seed: int,
-    learning_rate: float | None,
+    optimizer_state: str,
+    learning_rate: Any,
     verify: Any,
     calibration: Any,
     stuck: dict[str, tuple[str, int]],
@@ -203,7 +219,9 @@ def _grow(
     notes: tuple[str, ...] = ()
     plans: list[Plan] = []
     inserted: list[Any] = []
+    changed: dict[str, Any] = {}
     privates.sync_state(model)
+    optimizer = OptimizerUpdate(model)
     try:
         for group in stages(operations):
             draft = draft_growth(model, group, seed, stuck, calibration)
@@ -222,9 +240,10 @@ def _grow(
             more, seen = apply_plan(planned, draft, transaction)
             inserted += more
             notes += seen
+            changed.update(changed_variables(planned, draft))
         whole = Plan.joined(plans)
         if not whole.empty:
-            update_optimizer(model, inserted, learning_rate, transaction)
+            notes += optimizer.slots(whole, changed, inserted, optimizer_state, transaction)
             if whole.outputs:
                 shapes = [tensor.shape for tensor in draft.graph.flat_outputs]
                 notes += update_compiled(model, whole.outputs, shapes, transaction)
@@ -232,40 +251,36 @@ def _grow(
         if before is not None:
             compare = before.check if whole.exact else before.difference
             difference = compare(model, whole.outputs)
+        report = GrowthReport(
+            plan=whole,
+            operations=tuple(step.operation for step in whole.steps),
+            parameters_before=whole.parameters_before,
+            parameters_after=whole.parameters_after,
+            seconds=time.perf_counter() - started,
+            difference=difference,
+            notes=tuple(dict.fromkeys(notes)),
+            step=optimizer.step,
+        )
+        if not whole.empty:
+            optimizer.rate(learning_rate, report, transaction)
     except BaseException:
         transaction.roll_back()
         raise
-    return GrowthReport(
-        plan=whole,
-        operations=tuple(step.operation for step in whole.steps),
-        parameters_before=whole.parameters_before,
-        parameters_after=whole.parameters_after,
-        seconds=time.perf_counter() - started,
-        difference=difference,
-        notes=tuple(dict.fromkeys(notes)),
-    )
+    return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
 
-def _check_arguments(optimizer_state: str, learning_rate: float | None) -> None:
+def check_arguments(optimizer_state: str, learning_rate: Any) -> None:
+    """Checks what is to become of the optimizer."""
     if optimizer_state not in OPTIMIZER_STATES:
         raise GrowthError(
             explain(
                 "The optimizer's state can't be treated like that",
                 f"it is one of {', '.join(map(repr, OPTIMIZER_STATES))}",
                 f"optimizer_state={optimizer_state!r}",
-                "Pass `optimizer_state='reset'`",
+                "Pass `optimizer_state='reset'` or `optimizer_state='carry'`",
             )
         )
-    good = isinstance(learning_rate, (int, float)) and 0 < learning_rate < float("inf")
-    if learning_rate is not None and (isinstance(learning_rate, bool) or not good):
-        raise GrowthError(
-            explain(
-                "The learning rate can't be scaled",
-                "it is multiplied by a positive factor",
-                f"learning_rate={learning_rate!r}",
-                "Pass for example `learning_rate=0.1`, or `None` to keep the rate",
-            )
-        )
+    check_policy(learning_rate)
 
 
 def _notes(draft: Draft, planned: Plan) -> tuple[str, ...]:

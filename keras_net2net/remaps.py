@@ -48,6 +48,9 @@ class Remap:
             `COPY` for all other units. Defaults to `None`: no unit fills.
         groups: Integer array, shape `(old,)`: the group of each old unit, where
             units fill. Defaults to `None`.
+        name: The width that it is a remap of. Defaults to `""`: none, or several.
+        parts: The remaps that it is made of, if it is made of several.
+        crossed: Whether these are two that are multiplied; else they are joined.
     """
 
     index: np.ndarray
@@ -56,6 +59,9 @@ class Remap:
     bound: np.ndarray | None = None
     fill: np.ndarray | None = None
     groups: np.ndarray | None = None
+    name: str = ""
+    parts: tuple[Remap, ...] = ()
+    crossed: bool = False
 
     @property
     def size(self) -> int:
@@ -122,7 +128,7 @@ def draw(seed: int, name: str, old: int, new: int) -> Remap:
     extra = new - old
     rounds = [rng.permutation(old) for _ in range(-(-extra // old))]
     index = np.concatenate([np.arange(old), *rounds])[:new]
-    return Remap(index, np.arange(new) >= old, old)
+    return Remap(index, np.arange(new) >= old, old, name=name)
 
 
 def draw_bound(seed: int, name: str, old: int, new: int, fill: str | None) -> Remap:
@@ -220,6 +226,7 @@ def _joined(parts: list[Remap]) -> Remap:
         np.concatenate([part.index + at for part, at in zip(parts, offsets, strict=False)]),
         np.concatenate([part.new for part in parts]),
         int(offsets[-1]),
+        parts=tuple(parts),
     )
     if all(part.bound is None for part in parts):
         return joined
@@ -244,6 +251,8 @@ def _multiplied(outer: Remap, inner: Remap) -> Remap:
         np.add.outer(outer.index * inner.old_size, inner.index).ravel(),
         np.logical_or.outer(outer.new, inner.new).ravel(),
         outer.old_size * inner.old_size,
+        parts=(outer, inner),
+        crossed=True,
     )
     if outer.bound is None and inner.bound is None:
         return result

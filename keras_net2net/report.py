@@ -23,6 +23,8 @@ class GrowthReport:
         notes: What else a reader should know.
         epoch: The epoch before which the growth happened, counted as the callback
             counts. `None` outside of a callback.
+        step: The number of steps that the optimizer had done, as its schedule counts
+            them. `None` without an optimizer.
     """
 
     plan: Plan
@@ -33,6 +35,7 @@ class GrowthReport:
     difference: float | None = None
     notes: tuple[str, ...] = ()
     epoch: int | None = None
+    step: int | None = None
 
     def headline(self) -> str:
         """The growth in one line."""
