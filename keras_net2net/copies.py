@@ -57,6 +57,7 @@ class _Copy:
         args, kwargs = symbolic_inputs(original)
         copy(*args, **kwargs)
         copy.set_weights(original.get_weights())
+        _carry_states(original, copy)
         copy.trainable = original.trainable
         return copy
 
@@ -128,6 +129,18 @@ class _Copy:
             composite = isinstance(layer, keras.Layer) and not self._is_plain(layer)
             if (call.inner is None or call.inner.opened) and composite and layer.weights:
                 self._made[id(layer)].set_weights(layer.get_weights())
+            if call.inner is None or call.inner.opened:
+                _carry_states(layer, self._made[id(layer)])
+
+
+def _carry_states(original: Any, copy: Any) -> None:
+    """Gives a copy the states that recurrent layers carry from batch to batch."""
+    if isinstance(original, keras.Layer):
+        both = zip(privates.all_layers(original), privates.all_layers(copy), strict=True)
+        for old, new in both:
+            states = privates.recurrent_states(new)
+            for name, state in privates.recurrent_states(old).items():
+                states[name].assign(privates.read_variable(state))
 
 
 def _copy_of(original: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 
 from keras_net2net import graph as graphs
+from keras_net2net import keras_privates as privates
 from keras_net2net.errors import GrowthError, explain
 from keras_net2net.facts import Facts, Scaled, WeightAxis
 from keras_net2net.graph import Call, Graph, Tensor
@@ -260,7 +261,8 @@ class Draft:
             change = VariableChange(f"{facts.path}/{name}", changes, how, scale, old)
             variables.append(change)
             self.shapes[change.name] = change.new_shape(old)
-            self.parameters += _count(self.shapes[change.name]) - _count(old)
+            if name not in privates.recurrent_states(facts.operation):
+                self.parameters += _count(self.shapes[change.name]) - _count(old)
         config = []
         for key, expressions in facts.config.items():
             before = self.setting(facts.operation, key)

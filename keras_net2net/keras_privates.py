@@ -338,8 +338,7 @@ def own_variables(layer: Any) -> list[Any]:
 def named_variables(layer: Any) -> dict[str, Any]:
     """The variables of a layer itself by name, and the states that a recurrent one keeps.
 
-    The states are all called `rnn_state`, and aren't tracked. Variables that share a
-    name get a number.
+    Variables that share a name get a number.
     """
     named: dict[str, Any] = {}
     for variable in own_variables(layer):
@@ -348,12 +347,19 @@ def named_variables(layer: Any) -> dict[str, Any]:
             number += 1
             name = f"{variable.name}_{number}"
         named[name] = variable
+    return {**named, **recurrent_states(layer)}
+
+
+def recurrent_states(layer: Any) -> dict[str, Any]:
+    """The states that a recurrent layer keeps from batch to batch.
+
+    They are all called `rnn_state`, and aren't tracked: no weights, no parameters.
+    """
     states = getattr(layer, "states", None)
-    if isinstance(layer, keras.layers.RNN) or hasattr(layer, "cell"):
-        for i, state in enumerate(keras.tree.flatten(states) if states is not None else []):
-            if isinstance(state, keras.Variable):
-                named[f"state_{i}"] = state
-    return named
+    if states is None or not (isinstance(layer, keras.layers.RNN) or hasattr(layer, "cell")):
+        return {}
+    flat = enumerate(keras.tree.flatten(states))
+    return {f"state_{i}": state for i, state in flat if isinstance(state, keras.Variable)}
 
 
 def sublayers(layer: Any) -> list[Any]:

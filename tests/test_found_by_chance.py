@@ -150,3 +150,16 @@ def test_an_inserted_normalization_is_exact_in_float64():
         before = outputs(model, x)
         n2n.grow(model, n2n.Deeper("hidden", batch_norm=True), seed=0, verify=False)
         assert_same(outputs(model, x), before, 1e-14)
+
+
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU])
+def test_the_states_of_a_stateful_layer_are_no_parameters_and_are_copied(kind):
+    inputs = keras.Input((4, 3), batch_size=4)
+    layer = kind(4, stateful=True, name="recurrent")
+    model = keras.Model(inputs, layers.Dense(2)(layer(inputs)))
+    report = grow_and_compare(model, n2n.Wider("recurrent", units=6))
+    assert report.parameters_after == model.count_params()
+    model(data_for(model))  # the states aren't zero any more
+    x = data_for(model, seed=1)
+    student = n2n.clone_and_grow(model, n2n.Wider("recurrent", units=7), verify=False)
+    assert_same(outputs(student, x), outputs(model, x))
