@@ -7,7 +7,8 @@ the same model; or the growth must be refused with a `GrowthError` that leaves t
 model as it was. Anything else is a failure, which is reduced and shown.
 
     KERAS_BACKEND=torch python benchmarks/fuzz.py --examples 1000 --seed 0
-    KERAS_BACKEND=jax python benchmarks/fuzz.py --minutes 30 --output benchmarks/fuzz.md
+    KERAS_BACKEND=jax python benchmarks/fuzz.py --minutes 30 --seed 5000 --record jax-5000.json
+    python benchmarks/fuzz.py --merge *.json --output benchmarks/fuzz.md
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import argparse
 import collections
 import contextlib
 import gc
+import json
 import os
 import platform
+import subprocess
 import sys
 import time
 import traceback
@@ -37,8 +40,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="stop after that time")
     parser.add_argument("--float32", action="store_true", help="compute in float32")
     parser.add_argument("--show", action="store_true", help="print every example")
-    parser.add_argument("--output", type=Path, help="a Markdown file for the summary")
+    parser.add_argument("--record", type=Path, help="a JSON file for the outcome, to merge")
+    parser.add_argument("--merge", type=Path, nargs="+", help="such files: no model is run")
+    parser.add_argument("--output", type=Path, help="the Markdown file to write when merging")
     options = parser.parse_args()
+    if options.merge:
+        text = summary([json.loads(path.read_text()) for path in options.merge])
+        if options.output:
+            text = keep_findings(options.output, text)
+            options.output.write_text(text)
+        print(text)
+        return
 
     warnings.simplefilter("ignore")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -49,7 +61,9 @@ def main() -> None:
     started = time.perf_counter()
     outcomes: list[Any] = []
     failures: list[str] = []
-    with precision():
+    with precision(), random_models.quick_initializers():
+        gc.collect()
+        gc.freeze()  # what was imported is never garbage, and takes long to look through
         for number in range(options.examples):
             minutes = (time.perf_counter() - started) / 60
             if options.minutes is not None and minutes > options.minutes:
@@ -66,10 +80,10 @@ def main() -> None:
                 print(text, file=sys.stderr, flush=True)
                 clear()
     seconds = time.perf_counter() - started
-    text = summary(options, outcomes, failures, seconds, before)
-    print(text)
-    if options.output:
-        write_section(options.output, text)
+    made = record(options, outcomes, failures, seconds, before)
+    if options.record:
+        options.record.write_text(json.dumps(made, indent=1))
+    print(summary([made]))
     if failures:
         sys.exit(1)
 
@@ -135,44 +149,92 @@ def clear() -> None:
     gc.collect()
 
 
-def summary(
+def record(
     options: Any, outcomes: list[Any], failures: list[str], seconds: float, before: str
-) -> str:
-    """The summary as Markdown."""
+) -> dict[str, Any]:
+    """What came of the examples, as JSON."""
     import keras
 
     from keras_net2net.rules.registry import describe, rules
 
-    kinds = collections.Counter(kind for one in outcomes for kind in one.kinds)
-    grown = kinds.pop("grown", 0)
-    nothing, failed = kinds.pop("nothing to do", 0), kinds.pop("failed", 0)
-    discarded = sum(kinds.pop(key) for key in list(kinds) if key.startswith("discarded"))
-    errors = collections.Counter({key.split(":")[0]: 0 for key in kinds})
-    for key, count in kinds.items():
-        errors[key.split(":")[0]] += count
-    inside = collections.Counter(name for one in outcomes for name in one.types)
-    changed = collections.Counter(name for one in outcomes for name in one.changed)
     followed = sorted(
         {name for name, rule in rules() if "." not in name and describe(rule).kind == "follows"}
     )
-    opened = sorted({"Residual", "GatedProjection", "Encoder", "Subclassed"} & set(inside))
+    kinds = collections.Counter(kind for one in outcomes for kind in one.kinds)
+    return {
+        "backend": keras.backend.backend(),
+        "commit": commit(),
+        "precision": "float32" if options.float32 else "float64",
+        "seed": options.seed,
+        "examples": len(outcomes),
+        "grown models": sum("grown" in one.kinds for one in outcomes),
+        "kinds": kinds,
+        "inside": collections.Counter(name for one in outcomes for name in one.types),
+        "changed": collections.Counter(name for one in outcomes for name in one.changed),
+        "followed": followed,
+        "difference": max((one.difference for one in outcomes), default=0.0),
+        "failures": failures,
+        "seconds": seconds,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, {versions()}",
+        "before": before,
+        "after": machine_state(),
+    }
+
+
+OUTSIDE = ("grown", "nothing to do", "failed", "discarded")  # kinds that aren't refusals
+
+
+def refusals(kinds: dict[str, int]) -> collections.Counter[str]:
+    """How many growths were refused, by reason."""
+    return collections.Counter(
+        {kind: count for kind, count in kinds.items() if not kind.startswith(OUTSIDE)}
+    )
+
+
+def total(chunks: list[dict[str, Any]], key: str) -> collections.Counter[str]:
+    """The counts of all chunks."""
+    counts: collections.Counter[str] = collections.Counter()
+    for chunk in chunks:
+        counts.update(chunk[key])
+    return counts
+
+
+def summary(chunks: list[dict[str, Any]]) -> str:
+    """The summary of one or more runs, as Markdown."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for chunk in chunks:
+        groups.setdefault((chunk["machine"], chunk["precision"]), []).append(chunk)
+    kinds, inside, changed = (total(chunks, key) for key in ("kinds", "inside", "changed"))
+    refused = refusals(kinds)
+    errors: collections.Counter[str] = collections.Counter()
+    for reason, count in refused.items():
+        errors[reason.split(":")[0]] += count
+    layers = sorted({name for chunk in chunks for name in chunk["followed"]} | set(inside))
+    opened = [name for name in layers if name in OPENED]
+    layers = [name for name in layers if name in chunks[0]["followed"]]
     operations = sorted(name for name in inside if name.startswith("ops."))
-    missing = [name for name in followed if not inside[name]]
-    difference = max((one.difference for one in outcomes), default=0.0)
-    first, last = options.seed, options.seed + len(outcomes) - 1
-    arguments = f"--examples {len(outcomes)} --seed {first}" + " --float32" * options.float32
-    backend = keras.backend.backend()
+    missing = [name for name in layers if not inside[name]]
+    failures = [failure for chunk in chunks for failure in chunk["failures"]]
     lines = [
-        f"## {backend}",
+        "# Random models under random growths",
         "",
-        f"`KERAS_BACKEND={backend} python benchmarks/fuzz.py {arguments}`: {len(outcomes)} models "
-        f"(seeds {first} to {last}), {grown + sum(kinds.values()) + nothing + failed} growths in "
-        f"{seconds / 60:.1f} min: **{grown} grown, {sum(kinds.values())} refused, "
-        f"{failed} failures**; {nothing} had nothing to do, {discarded} models were discarded "
-        "(Keras doesn't run them, or their outputs are too large).",
+        str(__doc__).split("\n\n")[1],
         "",
-        f"The largest difference of the outputs, relative to them, in "
-        f"{'float32' if options.float32 else 'float64'}, in both modes: {difference:.1e}.",
+        "| backend | models | of which grew | growths | refused | failures | kinds of layers "
+        "| largest difference | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(row(group, len(layers)) for _, group in sorted(groups.items())),
+        "",
+        "Kinds of layers: of those that the rule book follows, how many were part of a model that "
+        "grew. The difference is that of the outputs, in both modes, relative to them. Some models "
+        "are discarded, since Keras builds but doesn't run them, or their outputs are too large.",
+        "",
+        *chunk_list(groups),
+        "",
+        FINDINGS,
+        "",
+        "## Why growths were refused",
         "",
         "| refused with | growths |",
         "|---|---|",
@@ -180,11 +242,13 @@ def summary(
         "",
         "| the most frequent reasons | growths |",
         "|---|---|",
-        *(f"| {escape(name)} | {count} |" for name, count in kinds.most_common(MOST)),
+        *(f"| {escape(name)} | {count} |" for name, count in refused.most_common(MOST)),
+        "",
+        "## What the models were made of",
         "",
         "Layers by how many models they were part of that grew, and, in brackets, in how many "
         "they changed: "
-        + ", ".join(f"{name} {inside[name]} ({changed[name]})" for name in (*followed, *opened))
+        + ", ".join(f"{name} {inside[name]} ({changed[name]})" for name in (*layers, *opened))
         + ".",
         "",
         f"Never in a model that grew: {', '.join(missing) or 'none'}.",
@@ -193,13 +257,58 @@ def summary(
         + ", ".join(f"{name.removeprefix('ops.')} {inside[name]}" for name in operations)
         + ".",
         "",
-        "Failures: " + ("none." if not failures else ""),
-        *(f"\n```\n{failure}\n```" for failure in failures),
+        "## Failures in these runs",
         "",
-        f"Machine: {platform.machine()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}; {versions()}. Before: {before}. After: {machine_state()}.",
+        "None." if not failures else f"{len(failures)}, each reduced to a small model:",
+        *(f"\n```\n{failure}\n```" for failure in failures),
     ]
     return "\n".join(lines) + "\n"
+
+
+OPENED = ("Encoder", "GatedProjection", "Network", "Residual", "Subclassed", "TwoReaders")
+FINDINGS = "## What they found"
+
+
+def row(chunks: list[dict[str, Any]], layers: int) -> str:
+    """The row of one backend."""
+    kinds, inside = total(chunks, "kinds"), total(chunks, "inside")
+    models = sum(chunk["examples"] for chunk in chunks)
+    grown = sum(chunk["grown models"] for chunk in chunks)
+    discarded = sum(count for kind, count in kinds.items() if kind.startswith("discarded"))
+    seen = sum(bool(inside[name]) for name in chunks[0]["followed"])
+    difference = max(chunk["difference"] for chunk in chunks)
+    minutes = sum(chunk["seconds"] for chunk in chunks) / 60
+    cells = [
+        chunks[0]["backend"],
+        f"{models:,} ({discarded} discarded)",
+        f"{grown:,} ({grown / max(1, models):.0%})",
+        f"{kinds['grown']:,}",
+        f"{refusals(kinds).total():,}",
+        f"**{kinds['failed']}**",
+        f"{seen} of {layers}",
+        f"{difference:.1e} in {chunks[0]['precision']}",
+        f"{minutes:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def chunk_list(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
+    """Which seeds ran, where and on which state of the code."""
+    lines = []
+    for (machine, _), chunks in sorted(groups.items()):
+        lines.append(
+            f"- {machine}. Run as `KERAS_BACKEND={chunks[0]['backend']} python "
+            "benchmarks/fuzz.py --examples N --seed S`, with the seeds"
+        )
+        for chunk in sorted(chunks, key=lambda chunk: chunk["seed"]):
+            last = chunk["seed"] + chunk["examples"] - 1
+            failed = chunk["kinds"].get("failed", 0)
+            lines.append(
+                f"  - {chunk['seed']} to {last} on {chunk['commit']}: {failed} failures, "
+                f"{chunk['seconds'] / 60:.1f} min, from {chunk['before']} "
+                f"to {chunk['after']}"
+            )
+    return lines
 
 
 def escape(text: str) -> str:
@@ -207,15 +316,28 @@ def escape(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def write_section(path: Path, text: str) -> None:
-    """Writes the section of one backend, and keeps those of the others."""
-    heading = text.split("\n", 1)[0]
-    about = __doc__.split("\n\n")[1]
-    intro = f"# Random models under random growths\n\n{about}\n"
-    old = path.read_text() if path.exists() else intro
-    sections = old.split("\n## ")
-    kept = [s for i, s in enumerate(sections) if i == 0 or f"## {s}".split("\n", 1)[0] != heading]
-    path.write_text("\n## ".join([*(s.rstrip("\n") + "\n" for s in kept), text[3:]]))
+def keep_findings(path: Path, text: str) -> str:
+    """Puts what was written by hand about the findings into the summary."""
+    old = path.read_text() if path.exists() else ""
+    if FINDINGS not in old:
+        return text.replace(f"{FINDINGS}\n\n", "")
+    kept = old[old.index(FINDINGS) :].split("\n## ", 2)[0].rstrip("\n")
+    return text.replace(FINDINGS, kept)
+
+
+def commit() -> str:
+    """The commit of the code that runs."""
+    root = Path(__file__).parents[1]
+    try:
+        made = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "an unknown commit"
+    return made.stdout.strip()
 
 
 def machine_state() -> str:

@@ -23,10 +23,14 @@ from keras_net2net.draft import Draft
 from keras_net2net.graph import read
 from keras_net2net.widths import widths_of
 from tests.helpers import BACKEND, array, both_modes, max_difference, randomize
+from tests.rules import test_image_preprocessing, test_ops
 
 # Rounding, relative to the largest output. In float64, anything more is a mistake.
 TOLERANCES = {"float64": 1e-9, "float32": 3e-5}
 LARGEST = 1e6  # outputs beyond it say nothing
+BATCH = 4
+# An older Keras has no model with an input that nothing reads.
+OLDER = not hasattr(layers, "ReversibleEmbedding")
 ACTIVATIONS = ("relu", "tanh", "silu", "gelu", "linear", "sigmoid", "softplus", "leaky_relu")
 
 
@@ -56,6 +60,28 @@ def double_precision() -> Iterator[None]:
         keras.config.set_floatx(floatx)
         if BACKEND == "jax":
             jax.config.update("jax_enable_x64", False)
+
+
+@contextlib.contextmanager
+def quick_initializers() -> Iterator[None]:
+    """Lets JAX make new weights without compiling: `randomize` overwrites them all."""
+    if BACKEND != "jax":
+        yield
+        return
+    from keras.src.backend.jax import random
+
+    def made(shape: Any, *args: Any, dtype: Any = None, **kwargs: Any) -> Any:
+        return np.full(tuple(shape), 0.1, dtype or keras.config.floatx())
+
+    names = ("uniform", "normal", "truncated_normal")
+    kept = {name: getattr(random, name) for name in names}
+    try:
+        for name in names:
+            setattr(random, name, made)
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(random, name, function)
 
 
 class Source(Protocol):
@@ -199,6 +225,52 @@ class Subclassed(keras.Model):
         return {**super().get_config(), "units": self.units, "out": self.out}
 
 
+@keras.saving.register_keras_serializable("random_models")
+class Network(keras.Model):
+    """A model of any layers, with a sum around each that keeps the shape."""
+
+    def __init__(self, chain=(), out=3, **kwargs):
+        super().__init__(**kwargs)
+        self.chain = list(chain)
+        self.head = layers.Dense(out, name="head")
+
+    def call(self, x):
+        for layer in self.chain:
+            y = layer(x)
+            x = x + y if y.shape == x.shape else y
+        return self.head(x)
+
+    def get_config(self):
+        chain = [keras.saving.serialize_keras_object(layer) for layer in self.chain]
+        return {**super().get_config(), "chain": chain, "out": self.head.units}
+
+    @classmethod
+    def from_config(cls, config):
+        chain = [keras.saving.deserialize_keras_object(layer) for layer in config["chain"]]
+        return cls(**{**config, "chain": chain})
+
+
+@keras.saving.register_keras_serializable("random_models")
+class TwoReaders(keras.Layer):
+    """A recurrent layer and a convolution that read the same sequence, side by side."""
+
+    def __init__(self, units=4, filters=3, **kwargs):
+        super().__init__(**kwargs)
+        self.units, self.filters = units, filters
+        self.recurrent = layers.GRU(units, return_sequences=True, name="recurrent")
+        self.conv = layers.Conv1D(filters, 2, padding="same", name="conv")
+
+    def build(self, input_shape):
+        self.recurrent.build(input_shape)
+        self.conv.build(input_shape)
+
+    def call(self, x):
+        return ops.concatenate([self.recurrent(x), ops.relu(self.conv(x))], axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units, "filters": self.filters}
+
+
 class Builder:
     """Makes a random model, step by step, of tensors that it made before.
 
@@ -211,6 +283,7 @@ class Builder:
         lines: What was made, in words.
         failed: The steps that Keras refused, which are left out, by kind.
         native: Whether the configuration of the model can be built again.
+        batch: The size of a batch, if the model is made for one, as stateful layers are.
     """
 
     def __init__(self, source: Source, prefix: str = "", depth: int = 0) -> None:
@@ -224,6 +297,7 @@ class Builder:
         self.lines: list[str] = []
         self.failed: list[str] = []
         self.native = True
+        self.batch: int | None = None
 
     # Choices
 
@@ -272,19 +346,20 @@ class Builder:
 
     def model(self, name: str | None = None) -> tuple[Any, Any]:
         """A random model, and the symbolic tensors that say what it takes."""
-        style = 0 if self.flag(2) else self.source.below(12)
-        if style == 9:
-            return self.subclassed(name)
-        if style == 10:
+        style = self.source.below(16)
+        if style in (12, 13):
             return self.sequential(name)
+        if style in (14, 15):
+            return self.subclassed(name, style == 15)
+        self.batch = BATCH if self.flag(10) else None
         inputs = [self.input() for _ in range(self.pick(1, 1, 1, 2, 2, 3))]
-        self.pool = [self.floating(x) for x in inputs]
+        self.pool = [self.stem(self.floating(x)) for x in inputs]
         self.steps(self.pick(2, 3, 4, 5, 6, 8))
         outs = [self.end(self.pool[-1])]
         for _ in range(self.pick(0, 0, 0, 1, 2)):
             outs.append(self.end(self.pick(*self.pool)))
-        if len(inputs) > 1 and self.flag():
-            outs.append(self.end(self.join_all()))
+        if len(inputs) > 1 and (self.flag() or OLDER):
+            outs.append(self.end(self.join_all(inputs)))
         structure: Any = inputs if len(inputs) > 1 else inputs[0]
         if len(inputs) > 1 and self.flag(3):
             structure = {x.name: x for x in inputs}
@@ -292,7 +367,7 @@ class Builder:
 
     def inner(self, x: Any, name: str) -> Any:
         """A functional model for a tensor like `x`."""
-        inputs = keras.Input(x.shape[1:], name=f"{self.prefix}input", dtype=x.dtype)
+        inputs = keras.Input(batch_shape=x.shape, name=f"{self.prefix}input", dtype=x.dtype)
         self.pool = [inputs]
         self.steps(self.pick(1, 2, 3))
         return keras.Model(inputs, self.pool[-1], name=name)
@@ -300,23 +375,37 @@ class Builder:
     def input(self) -> Any:
         """An input: vectors, sequences of any length or a known one, images, volumes, tokens."""
         name = self.name("input")
-        kind = self.pick(
-            "vector", "image", "sequence", "tokens", "steps", "vector", "image", "video", "volume"
-        )
-        self.lines.append(f"{name} = {kind}")
-        if kind in ("tokens", "steps"):
-            size = self.pick(4, None)
-            if kind == "tokens":
-                return keras.Input((size,), dtype="int32", name=name)
-            return keras.Input((size, 3), name=name)
+        kinds = ["vector", "image", "sequence", "tokens", "steps", "sequence", "image", "video"]
+        kind = self.pick(*kinds, "volume", "film" if self.flag(4) else "vector")
         shape = {
             "vector": (3,),
             "sequence": (4, 3),
             "image": (4, 4, 2),
             "video": (3, 4, 4, 2),
             "volume": (2, 2, 2, 2),
+            "film": (2, 2, 2, 2, 2),
+            "tokens": (4,),
+            "steps": (4, 3),
         }[kind]
-        return keras.Input(shape, name=name)
+        if kind in ("tokens", "steps") and self.flag():
+            shape = (None, *shape[1:])
+        self.lines.append(f"{name} = {kind}{shape}")
+        dtype = "int32" if kind == "tokens" else None
+        return keras.Input(shape, batch_size=self.batch, dtype=dtype, name=name)
+
+    def stem(self, x: Any) -> Any:
+        """What reads an input: mostly a layer that makes units, which can grow."""
+        if self.flag(8):
+            return x
+        convolutions = {3: layers.Conv1D, 4: layers.Conv2D, 5: layers.Conv3D}
+        if len(x.shape) in convolutions and self.flag():
+            conv = convolutions[len(x.shape)](
+                self.units(), 2, padding="same", activation="relu", name=self.name("stem")
+            )
+            return self.put(conv, x)
+        return self.put(
+            layers.Dense(self.units(), self.pick(*ACTIVATIONS), name=self.name("stem")), x
+        )
 
     def floating(self, x: Any) -> Any:
         """Tokens become vectors."""
@@ -333,12 +422,19 @@ class Builder:
             )
         return table(x)
 
-    def subclassed(self, name: str | None) -> tuple[Any, Any]:
-        """A model with a call of its own."""
-        x = keras.Input(self.pick((3,), (4, 3), (None, 3)), name=self.name("input"))
-        model = Subclassed(self.units(), self.units(), name=name or self.name("subclassed"))
+    def subclassed(self, name: str | None, drawn: bool) -> tuple[Any, Any]:
+        """A model with a call of its own, of layers that are drawn or always the same."""
+        shapes: list[Any] = [(3,), (4, 3), (None, 3), *([(4, 4, 2)] if drawn else [])]
+        x = keras.Input(self.pick(*shapes), name=self.name("input"))
+        name = name or self.name("subclassed")
+        if drawn:
+            first = layers.Dense(self.units(), "relu", name=self.name("first"))
+            model: Any = Network([first, *self.chain(x)], self.units(), name=name)
+            self.lines.append(f"Network{[layer.name for layer in model.chain]} on {x.shape}")
+        else:
+            model = Subclassed(self.units(), self.units(), name=name)
+            self.lines.append(f"Subclassed(units={model.units}, out={model.out}) on {x.shape}")
         model(x)
-        self.lines.append(f"Subclassed(units={model.units}, out={model.out}) on {x.shape}")
         return model, x
 
     def sequential(self, name: str | None) -> tuple[Any, Any]:
@@ -347,8 +443,12 @@ class Builder:
         model = keras.Sequential(name=name)
         x = keras.Input(shape, name=self.name("input"))
         model.add(x)
+        if not self.flag(6):
+            model.add(layers.Dense(self.units(), "relu", name=self.name("first")))
         for layer in self.chain(x):
             model.add(layer)
+        if self.flag() and len(shape) > 1:
+            model.add(layers.Flatten(name=self.name("flat")))
         model.add(layers.Dense(2, name=self.name("out")))
         self.lines.append(f"Sequential on {shape}: {[layer.name for layer in model.layers]}")
         return model, x
@@ -367,6 +467,17 @@ class Builder:
                 lambda: layers.Dropout(0.0, name=self.name("drop")),
                 lambda: Residual(self.units(), self.flag(), name=self.name("residual")),
             ]
+            if len(x.shape) == 3:
+                kinds += [
+                    lambda: layers.LSTM(
+                        self.units(), return_sequences=True, name=self.name("lstm")
+                    ),
+                    lambda: layers.Conv1D(self.units(), 2, padding="same", name=self.name("conv")),
+                    lambda: TwoReaders(self.units(), self.units(), name=self.name("readers")),
+                    lambda: layers.TimeDistributed(
+                        layers.Dense(self.units(), "relu"), name=self.name("time_distributed")
+                    ),
+                ]
             if len(x.shape) == 4:
                 kinds += [
                     lambda: layers.Conv2D(self.units(), 2, padding="same", name=self.name("conv")),
@@ -394,9 +505,12 @@ class Builder:
             x = ops.mean(x, axis=1)
         return ops.expand_dims(x, -1) if len(x.shape) < 2 else x
 
-    def join_all(self) -> Any:
-        """One tensor of several."""
-        ends = [self.vector(x) for x in (self.pool[0], self.pool[-1], self.pick(*self.pool))]
+    def join_all(self, inputs: list[Any]) -> Any:
+        """One tensor of several; an older Keras has all inputs read."""
+        chosen = [self.pool[0], self.pool[-1], self.pick(*self.pool)]
+        if OLDER:
+            chosen += [ops.cast(x, keras.config.floatx()) for x in inputs]
+        ends = [self.vector(x) for x in chosen]
         ends = [x for x in ends if x.shape[-1] is not None]
         return layers.Concatenate(name=self.name("join"))(ends) if len(ends) > 1 else self.pool[-1]
 
@@ -407,17 +521,21 @@ class Builder:
         for _ in range(number):
             x = self.pick(self.pool[-1], *self.pool[-4:])
             kinds = [*ANY]
-            kinds += {3: SEQUENCES, 4: IMAGES, 5: VOLUMES}.get(len(x.shape), [])
+            kinds += {3: SEQUENCES, 4: IMAGES, 5: VOLUMES, 6: FILMS}.get(len(x.shape), [])
             kind = self.pick(*kinds)
             try:
                 y = getattr(self, kind)(x)
             except Exception as error:  # what fits where is for Keras to say
                 self.failed.append(f"{kind}: {type(error).__name__}: {str(error)[:150]}")
                 continue
-            if not isinstance(y, keras.KerasTensor) or y is x or not 2 <= len(y.shape) <= 5:
+            if not isinstance(y, keras.KerasTensor) or y is x or not 2 <= len(y.shape) <= 6:
                 continue
             if math.prod(size or 4 for size in y.shape[1:]) > 400 or 0 in y.shape:
                 continue
+            if y.shape[0] not in (None, BATCH):
+                continue
+            if "complex" in y.dtype:
+                y = ops.real(y)
             if "float" not in y.dtype:
                 y = ops.cast(y, keras.config.floatx())
             self.lines.append(f"{kind}: {tuple(x.shape)} -> {tuple(y.shape)}")
@@ -568,6 +686,21 @@ class Builder:
             ]
         return self.put(self.pick(*kinds)(), x)
 
+    def image_preprocessing(self, x: Any) -> Any:
+        """Layers that prepare images, on hidden channels; what they draw has a seed."""
+        made = self.pick(*IMAGE_LAYERS.values())()
+        config = {**made.get_config(), "name": self.name("image"), "dtype": x.dtype}
+        return self.put(type(made).from_config(config), self.bounded(x))
+
+    def hashing(self, x: Any) -> Any:
+        if BACKEND == "jax":  # it doesn't compile there
+            raise LookupError("JAX doesn't compile it")
+        return layers.Hashing(5, name=self.name("hashing"))(ops.cast(4.0 * x + 0.123, "int32"))
+
+    def bounded(self, x: Any, offset: float = 0.0123) -> Any:
+        """Numbers between -1 and 1, none of which is at a jump of a function."""
+        return 0.9 * ops.tanh(x) + offset
+
     def merge(self, x: Any) -> Any:
         kind = self.pick(
             layers.Add,
@@ -677,11 +810,13 @@ class Builder:
             lambda: Residual(self.units(), self.flag(), name=name),
             lambda: GatedProjection(self.units(), name=name),
             lambda: Subclassed(self.units(), self.units(), name=name),
+            lambda: Network(self.chain(x), self.units(), name=name),
         ]
         if len(x.shape) == 3:
-            kinds.append(
-                lambda: Encoder(self.pick(1, 2), self.pick(2, 3), 6, self.flag(), name=name)
-            )
+            kinds += [
+                lambda: Encoder(self.pick(1, 2), self.pick(2, 3), 6, self.flag(), name=name),
+                lambda: TwoReaders(self.units(), self.units(), name=name),
+            ]
         return self.put(self.pick(*kinds)(), x)
 
     def nested(self, x: Any) -> Any:
@@ -690,7 +825,8 @@ class Builder:
             return self.dense(x)
         name = self.name("nested")
         if self.flag(3):
-            inner: Any = keras.Sequential([keras.Input(x.shape[1:]), *self.chain(x)], name=name)
+            inputs = keras.Input(batch_shape=x.shape)
+            inner: Any = keras.Sequential([inputs, *self.chain(x)], name=name)
         else:
             builder = Builder(self.source, f"{name}_", self.depth + 1)
             inner = builder.inner(x, name)
@@ -758,6 +894,9 @@ class Builder:
         n = self.units()
         kwargs = {"return_sequences": self.flag(), "name": name}
         unroll = {"unroll": True} if self.flag(6) and x.shape[1] is not None else {}
+        if x.shape[0] is not None and not self.flag(3):
+            kwargs["stateful"] = True
+        cells = (layers.GRUCell, layers.LSTMCell, layers.SimpleRNNCell)
         kinds: list[Any] = [
             lambda: layers.SimpleRNN(n, **kwargs, **unroll),
             lambda: layers.GRU(n, reset_after=self.flag(), **kwargs, **unroll),
@@ -768,7 +907,8 @@ class Builder:
                 ),
                 **kwargs,
             ),
-            lambda: layers.RNN(self.pick(layers.GRUCell, layers.LSTMCell)(n), **kwargs),
+            lambda: layers.RNN([self.pick(*cells)(n), self.pick(*cells)(2)], **kwargs),
+            lambda: layers.RNN(self.pick(*cells)(n), **kwargs),
             lambda: layers.LSTM(n, go_backwards=True, **kwargs),
         ]
         return self.put(self.pick(*kinds)(), x)
@@ -790,13 +930,15 @@ class Builder:
     def bidirectional(self, x: Any) -> Any:
         kind = self.pick(layers.GRU, layers.LSTM, layers.SimpleRNN)
         name = self.name("bidirectional")
+        n, kwargs = self.units(), {"return_sequences": self.flag()}
+        backward = None
+        if self.flag(4):
+            other = self.pick(kind, layers.GRU)
+            backward = other(n, go_backwards=True, name=f"{name}_backward", **kwargs)
+        mode = self.pick("concat", "sum", "mul", "ave")
+        forward = kind(n, name=f"{name}_inner", **kwargs)
         return self.put(
-            layers.Bidirectional(
-                kind(self.units(), return_sequences=self.flag(), name=f"{name}_inner"),
-                merge_mode=self.pick("concat", "sum", "mul", "ave"),
-                name=name,
-            ),
-            x,
+            layers.Bidirectional(forward, merge_mode=mode, backward_layer=backward, name=name), x
         )
 
     def time_distributed(self, x: Any) -> Any:
@@ -806,6 +948,11 @@ class Builder:
             lambda: layers.BatchNormalization(name=f"{name}_inner"),
             lambda: layers.LayerNormalization(name=f"{name}_inner"),
             lambda: Residual(self.units(), name=f"{name}_inner"),
+            lambda: keras.Sequential(
+                [keras.Input(batch_shape=(x.shape[0], *x.shape[2:]))]
+                + [layers.Dense(n, "relu") for n in (self.units(), self.units())],
+                name=f"{name}_inner",
+            ),
         ]
         if len(x.shape) == 5:
             kinds += [
@@ -821,7 +968,9 @@ class Builder:
         others = [y for y in self.pool if len(y.shape) == 3]
         y = x if self.flag() else self.pick(*others)
         heads, key_dim = self.pick(2, 1, 3), self.pick(2, 3)
-        kind = self.pick("multi_head", "multi_head", "grouped", "dot", "additive", "residual")
+        kind = self.pick(
+            "multi_head", "multi_head", "grouped", "dot", "additive", "residual", "keyed"
+        )
         if kind == "multi_head":
             layer: Any = layers.MultiHeadAttention(
                 heads,
@@ -840,6 +989,9 @@ class Builder:
             return layers.GroupQueryAttention(key_dim, groups * self.pick(1, 2), groups, name=name)(
                 x, y
             )
+        if kind == "keyed":
+            keys = self.pick(*(z for z in others if z.shape[1] == y.shape[1]))
+            return layers.MultiHeadAttention(heads, key_dim, name=name)(x, y, keys)
         if kind == "residual":
             layer = layers.MultiHeadAttention(heads, key_dim, name=name)
             return layers.Add(name=self.name("sum"))([x, layer(x, x)])
@@ -855,7 +1007,53 @@ class Builder:
             return layers.Attention(use_scale=self.flag(), score_mode=mode, name=name)(inputs)
         return layers.AdditiveAttention(use_scale=not self.flag(4), name=name)(inputs)
 
+    def attention_axes(self, x: Any) -> Any:
+        """Attention along one axis of an image, or along both."""
+        axes = self.pick((1,), (2,), (1, 2))
+        layer = layers.MultiHeadAttention(2, 2, attention_axes=axes, name=self.name("attention"))
+        return layer(x, x)
+
     # Steps on images and volumes
+
+    def channels_first(self, x: Any) -> Any:
+        """Layers for which the axis after the batch has the channels."""
+        if BACKEND == "tensorflow":
+            raise LookupError("TensorFlow doesn't run it on a CPU")
+        rank = len(x.shape) - 2
+        n, name, first = self.units(), self.name("first"), {"data_format": "channels_first"}
+        same = {"padding": "same", **first}
+        conv = (layers.Conv1D, layers.Conv2D, layers.Conv3D)[rank - 1]
+        kinds: list[Any] = [
+            lambda: conv(n, 2, activation="relu", name=name, **same),
+            lambda: conv(n, 1, name=name, **same),
+            lambda: layers.BatchNormalization(1, name=name),
+            lambda: layers.Flatten(name=name, **first),
+            lambda: (
+                layers.GlobalAveragePooling1D,
+                layers.GlobalMaxPooling2D,
+                layers.GlobalAveragePooling3D,
+            )[rank - 1](name=name, **first),
+            lambda: (layers.MaxPooling1D, layers.AveragePooling2D, layers.MaxPooling3D)[rank - 1](
+                2, 1, name=name, **same
+            ),
+        ]
+        if rank == 1:
+            kinds += [
+                lambda: layers.SeparableConv1D(n, 2, name=name, **same),
+                lambda: layers.DepthwiseConv1D(2, name=name, **same),
+                lambda: layers.Conv1DTranspose(n, 2, name=name, **same),
+            ]
+        if rank == 2:
+            kinds += [
+                lambda: layers.SeparableConv2D(n, 2, name=name, **same),
+                lambda: layers.DepthwiseConv2D(2, depth_multiplier=2, name=name, **same),
+                lambda: layers.Conv2DTranspose(n, 2, name=name, **same),
+                lambda: layers.UpSampling2D(2, name=name, **first),
+                lambda: layers.ZeroPadding2D(1, name=name, **first),
+                lambda: layers.SpatialDropout2D(0.0, name=name, **first),
+                lambda: layers.ConvLSTM1D(n, 2, name=name, return_sequences=self.flag(), **same),
+            ]
+        return self.put(self.pick(*kinds)(), x)
 
     def conv2(self, x: Any) -> Any:
         name = self.name("conv")
@@ -938,6 +1136,18 @@ class Builder:
             x,
         )
 
+    def conv_lstm3(self, x: Any) -> Any:
+        return self.put(
+            layers.ConvLSTM3D(
+                self.pick(2, 1, 3),
+                self.pick(1, 2),
+                padding="same",
+                return_sequences=self.flag(),
+                name=self.name("lstm"),
+            ),
+            x,
+        )
+
     def conv3(self, x: Any) -> Any:
         name = self.name("conv")
         n = self.units()
@@ -969,6 +1179,28 @@ class Builder:
         return self.put(self.pick(*kinds)(), x)
 
     # Operations of keras.ops
+
+    def op_listed(self, x: Any) -> Any:
+        """Any operation that is followed, on two tensors of the same shape."""
+        groups: dict[str, Any] = {"elements": ELEMENTS}
+        if len(x.shape) > 2:
+            groups["axes"] = AXES
+        if len(x.shape) == 3:
+            groups |= {"last": LAST, "shapes": SHAPES}
+        if len(x.shape) == 4:
+            groups |= {"images": IMAGES_OPS, "image": IMAGES_OPS}
+        chosen = self.pick(*groups)
+        y = self.like(x)
+        if chosen in ("last", "shapes"):  # the examples count four units
+            x, y = (
+                self.put(layers.Dense(4, name=self.name("listed")), ops.softplus(z)) for z in (x, y)
+            )
+        name = self.pick(*groups[chosen])
+        functions = groups[chosen][name]
+        function = self.pick(*functions) if isinstance(functions, tuple) else functions
+        made = function(self.bounded(x), self.bounded(y, -0.0321))
+        self.lines.append(f"  {name}:")
+        return made
 
     def op_elementwise(self, x: Any) -> Any:
         return self.pick(
@@ -1120,19 +1352,58 @@ class Builder:
         )()
 
 
+# The examples of the operations' own tests. Left out: what mixes a batch or counts its
+# examples, what computes in float32, and places, of which two equal values have either.
+LEFT_OUT = test_ops.words(
+    """
+    vstack vsplit segment_max segment_min segment_prod segment_sum rearrange dot slice tensordot
+    view imag view_as_complex view_as_real argsort argmax argmin nanargmax nanargmin argpartition
+    take_along_axis
+    """
+)
+
+
+def _listed(examples: dict[str, Any]) -> dict[str, Any]:
+    """The examples that Keras runs, by name."""
+    left_out = {*LEFT_OUT, *test_ops.NOT_RUN.get(BACKEND, ())}
+    return {name: known for name, known in sorted(examples.items()) if name not in left_out}
+
+
+ELEMENTS, AXES = _listed(test_ops.ELEMENTS), _listed(test_ops.AXES)
+LAST, SHAPES = _listed(test_ops.LAST), _listed(test_ops.SHAPES)
+IMAGES_OPS = _listed(test_ops.IMAGES)
+IMAGE_LAYERS = {
+    name: make for name, make in test_image_preprocessing.CASES.items() if hasattr(layers, name)
+}
+
 ANY = [
     "dense", "branch", "activation", "batch_norm", "layer_norm", "merge", "dense", "einsum_dense",
     "pre_norm", "composite", "nested", "shared", "again", "regularization", "reshape",
     "reshaped_merge", "flatten", "permute", "concat_axis", "dot", "repeat_vector", "refused",
     "preprocessing", "reverse_embedding",
     "op_elementwise", "op_binary", "op_reduce", "op_cut", "op_cut", "op_move", "op_move",
-    "op_reshape", "op_normalize", "op_stack", "op_product",
+    "op_reshape", "op_normalize", "op_stack", "op_product", "op_listed", "op_listed", "hashing",
 ]  # fmt: skip
 SEQUENCES = ["rnn", "attention", "conv1", "attention", "rnn", "rnn_states", "bidirectional",
-             "pool1", "time_distributed", "conv1", "attention"]  # fmt: skip
+             "pool1", "time_distributed", "conv1", "attention", "channels_first"]  # fmt: skip
 IMAGES = ["conv2", "conv2", "conv2", "pool2", "squeeze_excite", "conv_lstm1",
-          "time_distributed", "pool2"]  # fmt: skip
-VOLUMES = ["conv3", "conv3", "pool3", "pool3", "conv_lstm2", "conv_lstm2", "time_distributed"]
+          "time_distributed", "pool2", "channels_first", "attention_axes",
+          "image_preprocessing"]  # fmt: skip
+VOLUMES = [
+    "conv3",
+    "conv3",
+    "pool3",
+    "pool3",
+    "conv_lstm2",
+    "conv_lstm2",
+    "time_distributed",
+    "channels_first",
+]
+FILMS = ["conv_lstm3"] * 12 + ["time_distributed"] * 2
+
+
+HAVE_IDENTITY = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
+IDEMPOTENT = ("relu", "linear")
 
 
 def random_operation(source: Source, model: Any) -> Any:
@@ -1152,11 +1423,15 @@ def _operation(source: Source, model: Any) -> Any:
     # Mostly layers whose units can grow, sometimes any that makes units, or any at all.
     free = [one for one in facts if any(w.obstacle is None for w in widths_of(one.main))]
     makers = [one for one in facts if one.units]
-    wanted = source.below(10)
-    chosen = pick(*((free if wanted < 8 else makers if wanted < 9 else facts) or facts))
+    wanted = source.below(16)
+    kind = source.below(12)
+    if wanted < 14 and kind > 9:  # what has an identity, mostly
+        known = [one for one in free if isinstance(one.operation, HAVE_IDENTITY)]
+        named = [one for one in known if one.operation.activation.__name__ in IDEMPOTENT]
+        free = (known if wanted < 2 else named) or known or free
+    chosen = pick(*((free if wanted < 14 else makers if wanted < 15 else facts) or facts))
     path = chosen.path
     how = {"new_units": pick("replicate", "fresh"), "shares": pick("random", "even")}
-    kind = source.below(12)
     now = chosen.main.size or 1
     if kind in (0, 1):
         return n2n.Wider(path, factor=pick(1.5, 2, 1.2, 3), **how)
@@ -1165,9 +1440,16 @@ def _operation(source: Source, model: Any) -> Any:
     if kind in (4, 5, 6):
         return n2n.Wider(factor=pick(1.5, 2), **how)
     if kind == 7:
-        return n2n.Wider(pick("*", "*dense*", "*1", "*conv*"), factor=pick(1.5, 2), **how)
+        return n2n.Wider(
+            pick("*", f"*{path[-2:]}", "*", f"*{path[:3]}*", "*dense*"), factor=pick(1.5, 2), **how
+        )
     if kind == 8 and chosen.units:
-        part = pick(*chosen.units)
+        parts = [
+            part
+            for part, units in chosen.units.items()
+            if any(width.obstacle is None for width in widths_of(units))
+        ]
+        part = pick(*(parts or chosen.units))
         size = chosen.units[part].size or 1
         return n2n.Wider(path, units={part: size * 2 if pick(0, 1) else size + 1}, **how)
     if kind == 9:
@@ -1221,6 +1503,7 @@ def check(source: Source, outcome: Outcome | None = None) -> Outcome:
     outcome.lines, outcome.failed = builder.lines, builder.failed
     model, symbols = builder.model()
     randomize(model)
+    _randomize_states(model)
     x = _data(symbols)
     try:
         before = _run(model, x)
@@ -1236,7 +1519,7 @@ def check(source: Source, outcome: Outcome | None = None) -> Outcome:
         builder.lines.append(f"grow: {operation}")
         state = _state(model)
         try:
-            report = n2n.grow(model, operation, seed=number, verify=False)
+            grown, planned, rebuilt = _grow(model, operation, number, source.below(6) == 5)
         except n2n.GrowthError as error:
             outcome.kinds.append(_kind(error))
             if _state(model) != state:
@@ -1244,18 +1527,23 @@ def check(source: Source, outcome: Outcome | None = None) -> Outcome:
             if BACKEND != "jax" and max_difference(_run(model, x), before) > 0:
                 raise Mistake("a refused growth changed outputs") from error
             continue
-        if report.plan.empty:
+        if planned.empty:
             outcome.kinds.append("nothing to do")
             continue
+        if grown is not model:
+            builder.lines[-1] += ", on a clone"
+            if _state(model) != state:
+                raise Mistake("the growth of a clone changed its teacher")
+            model = grown
         outcome.kinds.append("grown")
         outcome.types |= _types(model)
-        outcome.changed |= {layer.kind for s in report.plan.steps for layer in s.layers}
-        if model.count_params() != report.parameters_after:
+        outcome.changed |= {layer.kind for s in planned.steps for layer in s.layers}
+        if model.count_params() != planned.parameters_after:
             raise Mistake(
-                f"{model.count_params()} parameters, {report.parameters_after} were planned"
+                f"{model.count_params()} parameters, {planned.parameters_after} were planned"
             )
         after = _run(model, x)
-        inserted = [i.layer_class for step in report.plan.steps for i in step.insertions]
+        inserted = [i.layer_class for step in planned.steps for i in step.insertions]
         half = len(before) // 2
         compared = half if layers.BatchNormalization in inserted else len(before)
         scale = max(1e-2, *(float(np.max(np.abs(y), initial=0.0)) for y in before))
@@ -1268,10 +1556,25 @@ def check(source: Source, outcome: Outcome | None = None) -> Outcome:
             ]
             raise Mistake(f"the outputs moved by {modes[0]:.1e}, in training by {modes[1]:.1e}")
         before = after
-        # A layer whose code leaves an epsilon at its default can't say that it changed.
-        if builder.native and not any("can't be rebuilt" in note for note in report.notes):
+        if builder.native and rebuilt:
             _check_native(model, x, after)
     return outcome
+
+
+def _grow(model: Any, operation: Any, seed: int, clone: bool) -> tuple[Any, Any, bool]:
+    """Grows a model, or a clone of it.
+
+    Returns:
+        What grew, the plan, and whether its configuration can be built again: a layer
+        whose code leaves an epsilon at its default can't say that it changed.
+    """
+    if clone:
+        planned = n2n.plan(model, operation, seed=seed)
+        student = n2n.clone_and_grow(model, operation, seed=seed, verify=False)
+        return student, planned, False
+    report = n2n.grow(model, operation, seed=seed, verify=False)
+    rebuilt = not any("can't be rebuilt" in note for note in report.notes)
+    return model, report.plan, rebuilt
 
 
 def _check_native(model: Any, x: Any, grown: list[np.ndarray]) -> None:
@@ -1284,6 +1587,8 @@ def _check_native(model: Any, x: Any, grown: list[np.ndarray]) -> None:
         differ = [key for key in shapes.keys() | wanted if shapes.get(key) != wanted.get(key)]
         raise Mistake(f"shapes differ from a native model's at {differ[:3]}")
     native.set_weights(model.get_weights())
+    for state, value in zip(_states(native), _states(model), strict=True):
+        state.assign(value)
     for layer in native._flatten_layers():
         if isinstance(layer, layers.Normalization) and layer.input_mean is None:
             layer.finalize_state()
@@ -1292,6 +1597,22 @@ def _check_native(model: Any, x: Any, grown: list[np.ndarray]) -> None:
     difference = max_difference(_run(native, x), grown)
     if not difference <= 1e-5 * max(1.0, *(float(np.max(np.abs(y), initial=0.0)) for y in grown)):
         raise Mistake(f"a native model with the same weights differs by {difference:.1e}")
+
+
+def _states(model: Any) -> list[Any]:
+    """What stateful layers carry from batch to batch."""
+    states = [
+        getattr(layer, "states", None)
+        for layer in model._flatten_layers()
+        if getattr(layer, "stateful", False) and hasattr(layer, "cell")
+    ]
+    return [state for state in keras.tree.flatten(states) if isinstance(state, keras.Variable)]
+
+
+def _randomize_states(model: Any) -> None:
+    random = np.random.default_rng(1)
+    for state in _states(model):
+        state.assign(random.standard_normal(tuple(state.shape)))
 
 
 def _shapes(model: Any) -> dict[str, Any]:
@@ -1324,7 +1645,7 @@ def _types(model: Any) -> set[str]:
     }
 
 
-def _data(symbols: Any, batch: int = 4) -> Any:
+def _data(symbols: Any, batch: int = BATCH) -> Any:
     """Random inputs for symbolic ones; integers are below six."""
     random = np.random.default_rng(0)
 
@@ -1349,7 +1670,7 @@ def _state(model: Any) -> Any:
     except Exception:  # a Lambda's function, say
         config = ""
     return (
-        [(w.path, array(w).tobytes(), tuple(w.shape)) for w in model.weights],
+        [(w.path, array(w).tobytes(), tuple(w.shape)) for w in (*model.weights, *_states(model))],
         re.sub(r"0x[0-9a-f]+", "", config),
         [(id(part), len(part._inbound_nodes), len(part._outbound_nodes)) for part in _parts(model)],
     )
