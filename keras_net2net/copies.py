@@ -56,7 +56,7 @@ class _Copy:
         copy = _copy_of(original)
         args, kwargs = symbolic_inputs(original)
         copy(*args, **kwargs)
-        copy.set_weights(original.get_weights())
+        _set_weights(original, copy)
         _carry_states(original, copy)
         copy.trainable = original.trainable
         return copy
@@ -109,7 +109,7 @@ class _Copy:
                 shapes = privates.build_shapes(original) or {}
                 given = privates.build_with_values(copy, shapes, values.get)
                 if not given or len(values) < len(original.weights):  # without names, or the same
-                    copy.set_weights(original.get_weights())
+                    _set_weights(original, copy)
             self._made[id(original)] = copy
         return self._made[id(original)]
 
@@ -128,19 +128,37 @@ class _Copy:
             layer = call.operation
             composite = isinstance(layer, keras.Layer) and not self._is_plain(layer)
             if (call.inner is None or call.inner.opened) and composite and layer.weights:
-                self._made[id(layer)].set_weights(layer.get_weights())
-            if call.inner is None or call.inner.opened:
+                _set_weights(layer, self._made[id(layer)])
+            if isinstance(layer, keras.Layer) and (call.inner is None or call.inner.opened):
                 _carry_states(layer, self._made[id(layer)])
+
+
+def _set_weights(original: Any, copy: Any) -> None:
+    """Copies the weights of a layer or model."""
+    if [w.shape for w in original.weights] != [w.shape for w in copy.weights]:
+        raise GrowthError(
+            explain(
+                f"{original.name!r} ({type(original).__name__}) can't be copied",
+                "its configuration doesn't say which sizes its layers have",
+                f"weights of the shapes {_shapes(original)}, and {_shapes(copy)} as configured",
+                "Make its constructor's arguments say all sizes, or grow the model in place",
+            )
+        )
+    copy.set_weights(original.get_weights())
+
+
+def _shapes(layer: Any) -> str:
+    shapes = [tuple(weight.shape) for weight in layer.weights]
+    return f"{shapes[:4]}"[:-1] + (", ...]" if len(shapes) > 4 else "]")
 
 
 def _carry_states(original: Any, copy: Any) -> None:
     """Gives a copy the states that recurrent layers carry from batch to batch."""
-    if isinstance(original, keras.Layer):
-        both = zip(privates.all_layers(original), privates.all_layers(copy), strict=True)
-        for old, new in both:
-            states = privates.recurrent_states(new)
-            for name, state in privates.recurrent_states(old).items():
-                states[name].assign(privates.read_variable(state))
+    both = zip(privates.all_layers(original), privates.all_layers(copy), strict=True)
+    for old, new in both:
+        states = privates.recurrent_states(new)
+        for name, state in privates.recurrent_states(old).items():
+            states[name].assign(privates.read_variable(state))
 
 
 def _copy_of(original: Any) -> Any:

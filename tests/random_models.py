@@ -411,7 +411,7 @@ class Builder:
         """Tokens become vectors."""
         if "int" not in x.dtype:
             return x
-        if self.flag(3):
+        if self.flag(3) and not OLDER:
             table = layers.ReversibleEmbedding(
                 6, self.units(), tie_weights=not self.flag(3), name=self.name("table")
             )
@@ -509,7 +509,8 @@ class Builder:
         """One tensor of several; an older Keras has all inputs read."""
         chosen = [self.pool[0], self.pool[-1], self.pick(*self.pool)]
         if OLDER:
-            chosen += [ops.cast(x, keras.config.floatx()) for x in inputs]
+            given = [ops.cast(x, keras.config.floatx()) for x in inputs]
+            chosen += [x if x.shape[-1] else ops.mean(x, -1, keepdims=True) for x in given]
         ends = [self.vector(x) for x in chosen]
         ends = [x for x in ends if x.shape[-1] is not None]
         return layers.Concatenate(name=self.name("join"))(ends) if len(ends) > 1 else self.pool[-1]
@@ -1514,6 +1515,7 @@ def check(source: Source, outcome: Outcome | None = None) -> Outcome:
     if not all(np.all(np.isfinite(y)) and np.max(np.abs(y), initial=0) < LARGEST for y in before):
         outcome.kinds.append("discarded: outputs too large")
         return outcome
+    native = builder.native
     for number in range(1 + source.below(2)):
         operation = random_operation(source, model)
         builder.lines.append(f"grow: {operation}")
@@ -1556,7 +1558,8 @@ def check(source: Source, outcome: Outcome | None = None) -> Outcome:
             ]
             raise Mistake(f"the outputs moved by {modes[0]:.1e}, in training by {modes[1]:.1e}")
         before = after
-        if builder.native and rebuilt:
+        native &= rebuilt
+        if native:
             _check_native(model, x, after)
     return outcome
 
@@ -1621,8 +1624,11 @@ def _shapes(model: Any) -> dict[str, Any]:
     for layer in model._flatten_layers():
         if isinstance(layer, keras.Function):
             for node in (node for nodes in layer._nodes_by_depth.values() for node in nodes):
+                made = node.operation
+                # An older Keras gives operations new names.
+                name = made.name if isinstance(made, keras.Layer) else type(made).__name__
                 tensors = [tuple(x.shape) for x in (*node.input_tensors, *node.outputs)]
-                found.setdefault(f"{layer.name}/{node.operation.name}", []).append(tensors)
+                found.setdefault(f"{layer.name}/{name}", []).append(tensors)
     return {
         key: sorted(value, key=repr) if key != "weights" else value for key, value in found.items()
     }

@@ -7,7 +7,15 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from tests.helpers import assert_same, both_modes, data_for, outputs, randomize
+from tests.helpers import (
+    assert_same,
+    assert_untouched,
+    both_modes,
+    data_for,
+    outputs,
+    randomize,
+    snapshot,
+)
 from tests.random_models import Encoder, Residual, double_precision
 
 
@@ -163,3 +171,18 @@ def test_the_states_of_a_stateful_layer_are_no_parameters_and_are_copied(kind):
     x = data_for(model, seed=1)
     student = n2n.clone_and_grow(model, n2n.Wider("recurrent", units=7), verify=False)
     assert_same(outputs(student, x), outputs(model, x))
+
+
+def test_a_layer_that_no_configuration_describes_is_not_copied():
+    inputs = keras.Input((3,))
+    x = layers.Dense(1, name="before")(inputs)
+    # A scale of one number is broadcast to the units that grow, and stays one number.
+    model = keras.Model(inputs, layers.Dense(2)(Residual(4, name="block")(x)))
+    report = grow_and_compare(model, n2n.Wider("before", units=2))
+    assert any("can't be rebuilt from its configuration" in note for note in report.notes)
+    weights = snapshot(model)
+    with pytest.raises(n2n.GrowthError, match="configuration doesn't say which sizes"):
+        n2n.clone(model)
+    with pytest.raises(n2n.GrowthError, match=r"'block' \(Residual\) can't be copied"):
+        n2n.clone_and_grow(model, n2n.Wider(factor=1.5))
+    assert_untouched(model, weights)
