@@ -57,7 +57,7 @@ def main() -> None:
     from tests import random_models
 
     precision = contextlib.nullcontext if options.float32 else random_models.double_precision
-    before = machine_state()
+    before, code = machine_state(), commit()
     started = time.perf_counter()
     outcomes: list[Any] = []
     failures: list[str] = []
@@ -80,7 +80,7 @@ def main() -> None:
                 print(text, file=sys.stderr, flush=True)
                 clear()
     seconds = time.perf_counter() - started
-    made = record(options, outcomes, failures, seconds, before)
+    made = record(options, outcomes, failures, seconds, before, code)
     if options.record:
         options.record.write_text(json.dumps(made, indent=1))
     print(summary([made]))
@@ -150,7 +150,12 @@ def clear() -> None:
 
 
 def record(
-    options: Any, outcomes: list[Any], failures: list[str], seconds: float, before: str
+    options: Any,
+    outcomes: list[Any],
+    failures: list[str],
+    seconds: float,
+    before: str,
+    code: str,
 ) -> dict[str, Any]:
     """What came of the examples, as JSON."""
     import keras
@@ -163,7 +168,7 @@ def record(
     kinds = collections.Counter(kind for one in outcomes for kind in one.kinds)
     return {
         "backend": keras.backend.backend(),
-        "commit": commit(),
+        "commit": code,
         "precision": "float32" if options.float32 else "float64",
         "seed": options.seed,
         "examples": len(outcomes),

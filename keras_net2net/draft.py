@@ -380,6 +380,8 @@ class _Evaluator:
 
     def size(self, expression: Expression, old: int | None) -> int | None:
         """The size of an axis after the growth."""
+        if expression.size is None:  # units beside a number of steps that isn't known, say
+            return old
         remap = self(expression)
         return old if remap is None else remap.size
 

@@ -1627,7 +1627,11 @@ def _shapes(model: Any) -> dict[str, Any]:
                 made = node.operation
                 # An older Keras gives operations new names.
                 name = made.name if isinstance(made, keras.Layer) else type(made).__name__
-                tensors = [tuple(x.shape) for x in (*node.input_tensors, *node.outputs)]
+                # Masks come with the tensors, whether or not the graph says so.
+                parts = [x for x in (*node.input_tensors, *node.outputs) if x.dtype != "bool"]
+                if not {x.dtype for x in node.outputs} - {"bool"}:
+                    continue
+                tensors = [tuple(x.shape) for x in parts]
                 found.setdefault(f"{layer.name}/{name}", []).append(tensors)
     return {
         key: sorted(value, key=repr) if key != "weights" else value for key, value in found.items()

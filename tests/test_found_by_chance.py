@@ -186,3 +186,10 @@ def test_a_layer_that_no_configuration_describes_is_not_copied():
     with pytest.raises(n2n.GrowthError, match=r"'block' \(Residual\) can't be copied"):
         n2n.clone_and_grow(model, n2n.Wider(factor=1.5))
     assert_untouched(model, weights)
+
+
+def test_units_beside_an_unknown_number_of_steps_grow():
+    inputs = keras.Input((None, 3))
+    x = layers.Flatten()(layers.Dense(4, "relu", name="hidden")(inputs))
+    model = keras.Model(inputs, keras.ops.mean(x, axis=-1, keepdims=True))
+    grow_and_compare(model, n2n.Wider("hidden", units=8))
