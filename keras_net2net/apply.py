@@ -8,6 +8,7 @@ shapes; only insertions need the graph to be wired anew.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ import numpy as np
 from keras_net2net import keras_privates as privates
 from keras_net2net.draft import Draft
 from keras_net2net.facts import Facts
-from keras_net2net.graph import Graph, Shape, Tensor
+from keras_net2net.graph import Call, Graph, Shape, Tensor
 from keras_net2net.plan import LayerChange, Plan
 from keras_net2net.reopening import update_opened
 from keras_net2net.rules.registry import rule_for
@@ -165,7 +166,10 @@ def grow_layer(
     transaction.remember(layer)
     for step in steps:
         for key, _, value in step.config:
-            privates.set_setting(layer, key, value)
+            if key in facts.arguments:
+                _set_argument(facts.arguments[key][0], key, value, transaction)
+            else:
+                privates.set_setting(layer, key, value)
     if not isinstance(layer, keras.Layer):
         return
     variables = privates.named_variables(layer)
@@ -175,6 +179,15 @@ def grow_layer(
     shapes = new_build_shapes(facts)
     if shapes is not None:
         _build_again(layer, shapes, variables)
+
+
+def _set_argument(call: Call, name: str, value: Any, transaction: Transaction) -> None:
+    """Gives a recorded call another argument."""
+    recorded = call.node.arguments
+    transaction.remember(recorded)
+    made = dataclasses.replace(call, args=recorded.args, kwargs=recorded.kwargs)
+    made.set_argument(name, value)
+    privates.set_arguments(call.node, made.args, made.kwargs)
 
 
 def _build_again(layer: Any, shapes: dict[str, Any], variables: Mapping[str, Any]) -> None:

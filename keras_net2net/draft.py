@@ -18,7 +18,7 @@ import keras
 from keras_net2net import graph as graphs
 from keras_net2net import keras_privates as privates
 from keras_net2net.errors import GrowthError, explain
-from keras_net2net.facts import Facts, Scaled, WeightAxis
+from keras_net2net.facts import Facts, FromEnd, Scaled, WeightAxis
 from keras_net2net.graph import Call, Graph, Tensor
 from keras_net2net.inference import Inference
 from keras_net2net.plan import Insertion, LayerChange, Plan, Step, WidthChange
@@ -225,7 +225,11 @@ class Draft:
                 if not facts.passing:
                     layers.append(change)
                 changed = self.settings.setdefault(id(facts.operation), {})
-                changed.update({key: new for key, _, new in change.config})
+                for key, _, new in change.config:
+                    if key in facts.arguments:
+                        facts.arguments[key][0].set_argument(key, new)
+                    else:
+                        changed[key] = new
         for g in self.graph.subgraphs():
             for tensor in _tensors(g):
                 axes = self.inference.axes.get(id(tensor))
@@ -271,6 +275,11 @@ class Draft:
                 continue
             if after != before:
                 config.append((key, before, after))
+        for name, (call, expressions) in facts.arguments.items():
+            before = call.argument(name)
+            after = evaluate.value(expressions, before)
+            if after != before:
+                config.append((name, before, after))
         if not variables and not config:
             return None
         kind = type(facts.operation).__name__
@@ -390,6 +399,14 @@ class _Evaluator:
         if isinstance(expressions, (tuple, list)):
             values = [self.value(e, o) for e, o in zip(expressions, old, strict=True)]
             return values if isinstance(old, list) else tuple(values)
+        if isinstance(expressions, slice):
+            return slice(
+                self.value(expressions.start, old.start),
+                self.value(expressions.stop, old.stop),
+                old.step,
+            )
+        if isinstance(expressions, FromEnd):
+            return -(self.size(expressions.expression, -old) or 0)
         if isinstance(expressions, Scaled):
             return old * self.scale(expressions)
         return self.size(expressions, old) if isinstance(expressions, EXPRESSIONS) else expressions

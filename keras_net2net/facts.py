@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_net2net.weights import FOLLOWS, MAKES, READS
 from keras_net2net.widths import Expression, Fixed, Obstacle
+
+if TYPE_CHECKING:
+    from keras_net2net.graph import Call
 
 # What an operation does to the value of a unit, as far as units that fill an axis
 # are concerned: those that hold the mean of the others, or zero. See `RuleCall.treat`.
@@ -123,6 +126,17 @@ class Scaled:
 
 
 @dataclasses.dataclass(frozen=True)
+class FromEnd:
+    """A place that is counted from the end of an axis, as a negative number.
+
+    Args:
+        expression: What lies behind the place.
+    """
+
+    expression: Expression
+
+
+@dataclasses.dataclass(frozen=True)
 class Normalized:
     """Units that a normalization sees together.
 
@@ -202,6 +216,7 @@ class Facts:
             the first is the one that `Wider` means.
         config: The expressions (nested, with plain numbers between) of each
             config key that follows from widths.
+        arguments: The same for arguments of its only call, by name.
         weights: The axes of each weight.
         scales: What a weight is multiplied by at a growth.
         has_rule: Whether a rule was found.
@@ -217,6 +232,7 @@ class Facts:
     path: str
     units: dict[str, Expression] = dataclasses.field(default_factory=dict)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    arguments: dict[str, tuple[Call, Any]] = dataclasses.field(default_factory=dict)
     weights: dict[str, tuple[WeightAxis, ...]] = dataclasses.field(default_factory=dict)
     scales: dict[str, Scaled] = dataclasses.field(default_factory=dict)
     has_rule: bool = True

@@ -8,6 +8,7 @@ configurations and wiring here, and the model is untouched until the plan is app
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,6 +75,21 @@ class Call:
             return list(self.args)  # as most calls are; `flatten` takes its time
         flat = keras.tree.flatten((self.args, self.kwargs))
         return [x for x in flat if isinstance(x, Tensor)]
+
+    def argument(self, name: str) -> Any:
+        """The argument of this name."""
+        return self.kwargs[name] if name in self.kwargs else self.args[self._at(name)]
+
+    def set_argument(self, name: str, value: Any) -> None:
+        """Gives the call another argument; the node that it was read from isn't changed."""
+        if name in self.kwargs:
+            self.kwargs = {**self.kwargs, name: value}
+        else:
+            at = self._at(name)
+            self.args = (*self.args[:at], value, *self.args[at + 1 :])
+
+    def _at(self, name: str) -> int:
+        return list(inspect.signature(self.operation.call).parameters).index(name)
 
     def __repr__(self) -> str:
         return f"{self.path}{self.inputs} -> {self.outputs}"

@@ -210,6 +210,17 @@ def set_setting(operation: Any, key: str, value: Any) -> None:
         vars(operation)["_auto_config"] = changed
 
 
+def is_called_once(operation: Any) -> bool:
+    """Whether there is one record of a call of the operation."""
+    return len(operation._inbound_nodes) == 1
+
+
+def set_arguments(node: Any, args: tuple, kwargs: dict) -> None:
+    """Gives a recorded call other arguments, of which the tensors are the same."""
+    node.arguments.args, node.arguments.kwargs = args, kwargs
+    node.arguments._flat_arguments = keras.tree.flatten((args, kwargs))
+
+
 # -- changing graphs -----------------------------------------------------------
 
 

@@ -120,6 +120,22 @@ class RuleCall:
         """
         self._facts.config[key] = value
 
+    def configure_argument(self, name: str, value: Any) -> bool:
+        """Says that an argument of this call, which is no tensor, follows from widths.
+
+        Args:
+            name: The name of the argument: the `"key"` of a slice.
+            value: As for `configure`; and slices and places from the end in it.
+
+        Returns:
+            Whether the argument can be changed: not what the code of an opened layer
+            passes, or what several calls of one operation share.
+        """
+        if self._call.node is None or not privates.is_called_once(self.layer):
+            return False
+        self._facts.arguments[name] = (self._call, value)
+        return True
+
     def weight(
         self, name: str, *axes: WeightAxis | Expression | int, scale: Scaled | None = None
     ) -> None:

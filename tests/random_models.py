@@ -425,6 +425,8 @@ class Builder:
     def subclassed(self, name: str | None, drawn: bool) -> tuple[Any, Any]:
         """A model with a call of its own, of layers that are drawn or always the same."""
         shapes: list[Any] = [(3,), (4, 3), (None, 3), *([(4, 4, 2)] if drawn else [])]
+        if drawn and BACKEND == "jax":  # it can't infer shapes of several unknown sizes
+            shapes.remove((None, 3))
         x = keras.Input(self.pick(*shapes), name=self.name("input"))
         name = name or self.name("subclassed")
         if drawn:

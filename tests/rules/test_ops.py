@@ -467,32 +467,81 @@ def test_the_function_stays(group, tmp_path):
     check_together(together(shape, examples), None if examples is NOT_SAVED else tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("cut", "kept", "grown"),
-    [
-        (lambda x: x[..., :1], 1, [0, 1, 2, 3]),
-        (lambda x: x[..., 1:], 1, [0, 1, 2, 3]),
-        (lambda x: x[..., -1:], 1, [0, 1, 2, 3]),
-        (lambda x: x[..., :-3], 3, [0, 1, 2, 3]),
-        (lambda x: x[..., 1:-1], 2, [0, 1, 2, 3]),
-    ],
-    ids=["a stop", "a start", "a start from the end", "a stop from the end", "both"],
-)
-def test_a_slice_stays_where_it_is_and_what_it_counts_stays_fixed(cut, kept, grown):
+CUTS = {
+    "a stop": (lambda x: x[..., :1], slice(None, 3), 3),
+    "a start": (lambda x: x[..., 1:], slice(3, None), 6),
+    "a start from the end": (lambda x: x[..., -1:], slice(-2, None), 2),
+    "a stop from the end": (lambda x: x[..., :-3], slice(None, -6), 3),
+    "both": (lambda x: x[..., 1:-1], slice(3, -2), 4),
+}
+
+
+@pytest.mark.parametrize(("cut", "key", "size"), CUTS.values(), ids=CUTS)
+def test_the_places_of_a_slice_follow_the_units(cut, key, size, tmp_path):
     inputs = keras.Input(LINE)
     x = layers.Dense(4, activation="tanh", name="before")(inputs)
     merged = [layers.Dense(2, name=f"after_{i}")(y) for i, y in enumerate((cut(x), x))]
     model = randomize(keras.Model(inputs, merged))
     data = data_for(model)
-    before, kernel = both_modes(model, data), array(model.get_layer("before").kernel)
+    before = both_modes(model, data)
+    student = n2n.clone_and_grow(model, n2n.Wider("before", units=9), seed=0, verify=False)
+    assert_same(both_modes(model, data), before)
+    n2n.grow(model, n2n.Wider("before", units=9), seed=0, verify=False)
+    (item,) = [op for op in model.operations if type(op).__name__ == "GetItem"]
+    assert item._inbound_nodes[0].arguments.args[1] == (Ellipsis, key)
+    assert item.output.shape == (None, 3, size)
+    n2n.grow(model, [n2n.Wider("before", units=11), n2n.Deeper("before", activation="linear")])
+    for grown in (student, model):
+        assert_same(both_modes(grown, data), before)
+        assert_native(grown)
+    if BACKEND == "torch":
+        model.save(tmp_path / "grown.keras")
+        loaded = keras.models.load_model(tmp_path / "grown.keras")
+        assert_same(outputs(loaded, data), outputs(model, data))
+
+
+def test_the_places_of_a_slice_of_keras_ops_follow_the_units():
+    inputs = keras.Input(LINE)
+    x = layers.Dense(4, activation="tanh", name="before")(inputs)
+    cut = ops.slice(x, (0, 0, 1), (4, 3, 2))
+    model = randomize(keras.Model(inputs, layers.Dense(2)(cut)))
+    data = data_for(model)
+    before = both_modes(model, data)
     n2n.grow(model, n2n.Wider("before", units=9), seed=0, verify=False)
     assert_same(both_modes(model, data), before)
     assert_native(model)
-    # The units that are counted are where they were, each once.
+
+
+def test_a_failed_growth_leaves_the_places_of_a_slice(monkeypatch):
+    inputs = keras.Input(LINE)
+    x = layers.Dense(4, activation="tanh", name="before")(inputs)
+    model = randomize(keras.Model(inputs, layers.Dense(2)(x[..., 1:])))
+    (item,) = [op for op in model.operations if type(op).__name__ == "GetItem"]
+    before = outputs(model, data_for(model))
+    monkeypatch.setattr("keras_net2net.verify.Probe.tolerance", -1.0)
+    with pytest.raises(n2n.VerificationError):
+        n2n.grow(model, n2n.Wider("before", units=9), seed=0)
+    assert item._inbound_nodes[0].arguments.args[1] == (Ellipsis, slice(1, None))
+    assert_same(outputs(model, data_for(model)), before, 0.0)
+
+
+@keras.saving.register_keras_serializable("test_ops")
+class Cutting(keras.Layer):
+    def call(self, x):
+        return x[..., 1:]
+
+
+def test_the_places_of_a_slice_stay_in_the_code_of_a_layer():
+    inputs = keras.Input(LINE)
+    x = layers.Dense(4, activation="tanh", name="before")(inputs)
+    model = randomize(keras.Model(inputs, layers.Dense(2)(Cutting()(x))))
+    data = data_for(model)
+    before, kernel = both_modes(model, data), array(model.get_layer("before").kernel)
+    n2n.grow(model, n2n.Wider("before", units=9), seed=0, verify=False)
+    assert_same(both_modes(model, data), before)
+    # The unit that the slice leaves out is where it was, once.
     new = array(model.get_layer("before").kernel)
-    columns = [[(new[:, i] == kernel[:, j]).all() for i in range(9)].count(True) for j in grown]
-    assert sum(count == 1 for count in columns) >= kept
-    assert sum(columns) == 9
+    assert [(new[:, i] == kernel[:, 0]).all() for i in range(9)] == [True] + [False] * 8
 
 
 def test_split_parts_grow_apart_and_the_places_follow():

@@ -1,8 +1,8 @@
 """Operations of `keras.ops` that change shapes, and move units to other places.
 
 An operation that is given a size gets the grown one, where it holds it as an
-attribute. A size or place among the arguments of a call stays as it is, so that
-units are fixed there where it would have to move.
+attribute. A place among the arguments of a call follows the units as well, but for
+what a layer's own code passes: that stays, and fixes the units that it counts.
 """
 
 from __future__ import annotations
@@ -14,12 +14,20 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.facts import PASSES
+from keras_net2net.facts import PASSES, FromEnd
 from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import broadcast, cut, has_units, positions, tensors_in, use
 from keras_net2net.rules.merging import join
 from keras_net2net.rules.registry import Refusal, refuse, register_rule
-from keras_net2net.widths import Axes, Expression, Fixed, concat, product, regroup
+from keras_net2net.widths import (
+    EXPRESSIONS,
+    Axes,
+    Expression,
+    Fixed,
+    concat,
+    product,
+    regroup,
+)
 
 BATCH = "puts the batch and the other axes on one"
 CUTS = "cuts this axis at a place that doesn't line up with its parts"
@@ -305,15 +313,19 @@ def _fixed_parts(call: RuleCall, x: Axes, axis: int, why: str) -> list[Axes]:
 
 @register_rule(ops.get_item)
 def get_item(call: RuleCall, x: Axes, key: Any) -> Axes:
-    """Cuts units at places that stay: those in front of a start, say, are fixed."""
+    """Cuts units at places that follow them; inside a layer's code they stay."""
     keys = list(key) if isinstance(key, (tuple, list)) else [key]
     if not all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in keys):
         return Refusal("picks places that aren't known")(call, x)[0]
+    given = len(keys)
     if not any(part is Ellipsis for part in keys):
         keys.append(Ellipsis)
     rest = list(x)
     axes: list[Expression] = []
+    places: list[Any] = []
+    counted: list[Expression] = []
     for at, part in enumerate(keys):
+        places.append(part)
         if part is None:
             axes.append(Fixed(1))
         elif part is Ellipsis:
@@ -323,52 +335,72 @@ def get_item(call: RuleCall, x: Axes, key: Any) -> Axes:
         elif isinstance(part, int):
             call.fix(rest.pop(0), "picks one place along this axis")
         else:
-            axes.append(_slice(call, rest.pop(0), part))
+            taken, places[-1], before = _slice(call, rest.pop(0), part)
+            axes.append(taken)
+            counted += before
+    moved = tuple(places[:given]) if isinstance(key, (tuple, list)) else places[0]
+    if has_units(tuple(counted)) and not call.configure_argument("key", moved):
+        call.fix(counted, STAYS)
     whole = all(any(axis is given for given in x) for axis in axes if has_units((axis,)))
     call.treat(PASSES if whole else None)
     return tuple(axes)
 
 
-def _slice(call: RuleCall, axis: Expression, key: slice) -> Expression:
-    """The part of an axis that a slice takes; the slice itself doesn't change.
+STAYS = "cuts this axis at a place that stays"
+
+
+def _slice(
+    call: RuleCall, axis: Expression, key: slice
+) -> tuple[Expression, slice, list[Expression]]:
+    """The part of an axis that a slice takes, and the slice as it follows the units.
 
     A start that is counted from the front stays right while nothing in front of it
-    grows, one that is counted from the end while nothing from there on grows.
+    grows, one that is counted from the end while nothing from there on grows: those
+    units come last.
     """
     if (key.start, key.stop, key.step) in ((None, None, None), (None, None, 1)):
-        return axis
-    why = "cuts this axis at a place that stays"
+        return axis, key, []
     if axis.size is None:
-        return axis
+        return axis, key, []
     start, stop, step = key.indices(axis.size)
     if step != 1 or start >= stop:
         call.fix(axis, "picks places along this axis")
-        return Fixed(len(range(start, stop, step)), call.obstacle(why))
+        return Fixed(len(range(start, stop, step)), call.obstacle(STAYS)), key, []
     before, taken, after = cut(call, axis, [start, stop - start, axis.size - stop], CUTS)
-    if key.start is not None:
-        call.fix([before] if key.start >= 0 else [taken, after], why)
-    if key.stop is not None:
-        call.fix([before, taken] if key.stop >= 0 else [after], why)
-    return taken
+    counted: list[Expression] = []
+    first, last = key.start, key.stop
+    if first is not None:
+        counted += [before] if first >= 0 else [taken, after]
+        first = before if first >= 0 else FromEnd(concat([taken, after]))
+    if last is not None:
+        counted += [before, taken] if last >= 0 else [after]
+        last = concat([before, taken]) if last >= 0 else FromEnd(after)
+    return taken, slice(first, last, key.step), counted
 
 
 @register_rule(ops.slice)
 def slice_(call: RuleCall, inputs: Axes, start_indices: Any) -> Axes:
-    """Cuts units; the sizes that it is given follow them, the places stay."""
+    """Cuts units at places that follow them; inside a layer's code they stay."""
     shape, target = call.output_shapes[0], call.setting("shape")
-    why = "cuts this axis at a place that stays"
+    known = isinstance(start_indices, (tuple, list))
     axes: list[Expression] = []
+    places: list[Any] = []
     for at, (axis, size) in enumerate(zip(inputs, shape, strict=True)):
-        start = start_indices[at] if isinstance(start_indices, (tuple, list)) else None
+        start = start_indices[at] if known else None
+        places.append(start)
         if axis.size is None or size is None:
             axes.append(Fixed(size))
         elif not isinstance(start, int) or start < 0:
             call.fix(axis, "cuts this axis at a place that isn't known")
-            axes.append(Fixed(size, call.obstacle(why)))
+            axes.append(Fixed(size, call.obstacle(STAYS)))
         else:
             parts = cut(call, axis, [start, size, axis.size - start - size], CUTS)
-            call.fix(parts[0], why)
+            places[-1] = parts[0]
             axes.append(parts[1])
+    counted = [place for place in places if isinstance(place, EXPRESSIONS)]
+    moved = tuple(places)
+    if has_units(tuple(counted)) and not call.configure_argument("start_indices", moved):
+        call.fix(counted, STAYS)
     call.configure(
         "shape",
         type(target)(
