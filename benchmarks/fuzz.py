@@ -19,7 +19,6 @@ import contextlib
 import gc
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -29,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the generator is the tests' own
+from benchmarks.machine import machine, machine_state, versions
+
 MOST = 12  # rows of each table of reasons
 
 
@@ -180,8 +181,7 @@ def record(
         "difference": max((one.difference for one in outcomes), default=0.0),
         "failures": failures,
         "seconds": seconds,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, {versions()}",
+        "machine": f"{machine()}, {versions()}",
         "before": before,
         "after": machine_state(),
     }
@@ -300,9 +300,9 @@ def row(chunks: list[dict[str, Any]], layers: int) -> str:
 def chunk_list(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
     """Which seeds ran, where and on which state of the code."""
     lines = []
-    for (machine, _), chunks in sorted(groups.items()):
+    for (place, _), chunks in sorted(groups.items()):
         lines.append(
-            f"- {machine}. Run as `KERAS_BACKEND={chunks[0]['backend']} python "
+            f"- {place}. Run as `KERAS_BACKEND={chunks[0]['backend']} python "
             "benchmarks/fuzz.py --examples N --seed S`, with the seeds"
         )
         for chunk in sorted(chunks, key=lambda chunk: chunk["seed"]):
@@ -343,22 +343,6 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "an unknown commit"
     return made.stdout.strip()
-
-
-def machine_state() -> str:
-    """The load of the machine, and the time."""
-    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
-    return f"{time.strftime('%Y-%m-%d %H:%M')}, load {load}"
-
-
-def versions() -> str:
-    """The versions of what was tested."""
-    import keras
-    import numpy
-
-    backend = keras.backend.backend()
-    module = __import__(backend)
-    return f"keras {keras.__version__}, {backend} {module.__version__}, numpy {numpy.__version__}"
 
 
 if __name__ == "__main__":
