@@ -379,13 +379,14 @@ def _slice(
 
 
 @register_rule(ops.slice)
-def slice_(call: RuleCall, inputs: Axes, start_indices: Any) -> Axes:
+def slice_(call: RuleCall, inputs: Axes, start_indices: Any, shape: Any = None) -> Axes:
     """Cuts units at places that follow them; inside a layer's code they stay."""
-    shape, target = call.output_shapes[0], call.setting("shape")
+    # Up to Keras 3.10 at least, the shape is an argument.
+    target = call.setting("shape") if shape is None else shape
     known = isinstance(start_indices, (tuple, list))
     axes: list[Expression] = []
     places: list[Any] = []
-    for at, (axis, size) in enumerate(zip(inputs, shape, strict=True)):
+    for at, (axis, size) in enumerate(zip(inputs, call.output_shapes[0], strict=True)):
         start = start_indices[at] if known else None
         places.append(start)
         if axis.size is None or size is None:
@@ -401,12 +402,13 @@ def slice_(call: RuleCall, inputs: Axes, start_indices: Any) -> Axes:
     moved = tuple(places)
     if has_units(tuple(counted)) and not call.configure_argument("start_indices", moved):
         call.fix(counted, STAYS)
-    call.configure(
-        "shape",
-        type(target)(
-            old if old in (-1, None) else axis for old, axis in zip(target, axes, strict=True)
-        ),
+    sizes = type(target)(
+        old if old in (-1, None) else axis for old, axis in zip(target, axes, strict=True)
     )
+    if shape is None:
+        call.configure("shape", sizes)
+    elif has_units(tuple(axes)) and not call.configure_argument("shape", sizes):
+        call.fix(axes, STAYS)
     return tuple(axes)
 
 
