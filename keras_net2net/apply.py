@@ -58,6 +58,9 @@ def apply_plan(
         for path, values in zip(growing, ahead(grown_values, work), strict=True):
             grow_layer(known[path], changes[path], values, transaction)
         for path, new in draft.inserted.items():
+            if new.make is not None:
+                inserted[id(new.layer)] = new.make()
+                continue
             steps = changes.get(path, [])
             dtype = "float64" if new.layer.variable_dtype == "float64" else "float32"
             initial = {weight.name: weight.array(dtype) for weight in new.insertion.weights}
@@ -79,7 +82,8 @@ def apply_plan(
     for model in models:
         transaction.remember(model)
     privates.containers_changed(models)
-    added = [variable for layer in inserted.values() for variable in layer.trainable_variables]
+    layers = [layer for layer in inserted.values() if isinstance(layer, keras.Layer)]
+    added = [variable for layer in layers for variable in layer.trainable_variables]
     return added, notes
 
 
@@ -323,8 +327,9 @@ def rewire(graph: Graph, inserted: dict[int, Any], transaction: Transaction) -> 
         for tensor in call.outputs:
             like = likes[id(tensor)]
             if like is None:
-                like = known[id(call.inputs[0])]
-            outputs.append(privates.new_tensor(like, tensor.shape, call.node is not None))
+                outputs.append(keras.KerasTensor(tensor.shape, dtype=tensor.dtype))
+            else:
+                outputs.append(privates.new_tensor(like, tensor.shape, call.node is not None))
         for tensor, symbolic in zip(call.outputs, outputs, strict=True):
             known[id(tensor)] = symbolic
         privates.record_call(operation, args, kwargs, outputs, call.node)

@@ -6,13 +6,15 @@ state, and gives up the class of some models; a copy made from the graph doesn't
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_net2net import keras_privates as privates
 from keras_net2net.errors import GrowthError, explain
-from keras_net2net.graph import Graph, Tensor, symbolic_inputs
+from keras_net2net.graph import Call, Graph, Tensor, symbolic_arguments, symbolic_inputs
 
 
 def copy_model(graph: Graph) -> Any:
@@ -26,6 +28,68 @@ def copy_model(graph: Graph) -> Any:
         a layer that is called twice, is shared within the copy.
     """
     return _Copy().model(graph)
+
+
+def copy_layer(call: Call, name: str, values: Sequence[np.ndarray], seed: int) -> Any:
+    """Copies the layer or operation of one call, with other weights.
+
+    Args:
+        call: The call.
+        name: The name of the copy.
+        values: Its weights, in the order of the original's.
+        seed: What takes the place of a random seed that the original was given, so that
+            the two don't draw the same.
+
+    Returns:
+        The copy, built. It learns, also where the original is frozen.
+    """
+    original = call.operation
+    given = False
+    if call.inner is not None and not call.inner.opened:
+        copy = copy_model(call.inner)
+        copy.name = name
+    else:
+        copy = _copy_of(original, seed)
+        copy.name = name
+        if not isinstance(copy, keras.Layer):
+            return copy
+        if _is_plain(original):
+            named = {v.name: value for v, value in zip(original.weights, values, strict=True)}
+            shapes = privates.build_shapes(original) or {}
+            given = privates.build_with_values(copy, shapes, named.get)
+            given = given and len(named) == len(values)
+        else:
+            args, kwargs = symbolic_arguments(call)
+            with privates.unrecorded(copy):
+                copy(*args, **kwargs)
+    if not given and values:
+        _set_weights(original, copy, values)
+    if not original.trainable:
+        copy.trainable = True
+    return copy
+
+
+def check_copy(call: Call) -> None:
+    """Checks that the layer of a call is made from its own configuration.
+
+    Raises:
+        GrowthError: If it isn't.
+    """
+    if call.inner is None or call.inner.opened:
+        _copy_of(call.operation)
+
+
+def _set_weights(original: Any, copy: Any, values: Sequence[np.ndarray]) -> None:
+    if [tuple(v.shape) for v in copy.weights] != [tuple(value.shape) for value in values]:
+        raise GrowthError(
+            explain(
+                f"The layer {original.name!r} ({type(original).__name__}) can't be copied",
+                "a layer that is made from its `get_config()` has other weights than it has now",
+                f"a layer with {len(values)} weights, and one with {len(copy.weights)}",
+                "Give it a `get_config` that says its sizes",
+            )
+        )
+    copy.set_weights(list(values))
 
 
 class _Copy:
@@ -104,7 +168,7 @@ class _Copy:
         original = call.operation
         if id(original) not in self._made:
             copy = _copy_of(original)
-            if self._is_plain(original):
+            if _is_plain(original):
                 values = {v.name: privates.read_variable(v) for v in original.weights}
                 shapes = privates.build_shapes(original) or {}
                 given = privates.build_with_values(copy, shapes, values.get)
@@ -113,20 +177,11 @@ class _Copy:
             self._made[id(original)] = copy
         return self._made[id(original)]
 
-    def _is_plain(self, operation: Any) -> bool:
-        """Whether a layer's weights are all its own, and built from shapes."""
-        return (
-            isinstance(operation, keras.Layer)
-            and bool(operation.weights)
-            and bool(privates.build_shapes(operation))
-            and not privates.sublayers(operation)
-        )
-
     def _fill(self, graph: Graph) -> None:
         """Copies the weights of the layers that were built by being called."""
         for call in graph.calls:
             layer = call.operation
-            composite = isinstance(layer, keras.Layer) and not self._is_plain(layer)
+            composite = isinstance(layer, keras.Layer) and not _is_plain(layer)
             if (call.inner is None or call.inner.opened) and composite and layer.weights:
                 _set_weights(layer, self._made[id(layer)])
             if isinstance(layer, keras.Layer) and (call.inner is None or call.inner.opened):
@@ -161,12 +216,25 @@ def _carry_states(original: Any, copy: Any) -> None:
             states[name].assign(privates.read_variable(state))
 
 
-def _copy_of(original: Any) -> Any:
+def _is_plain(operation: Any) -> bool:
+    """Whether a layer's weights are all its own, and built from shapes."""
+    return (
+        isinstance(operation, keras.Layer)
+        and bool(operation.weights)
+        and bool(privates.build_shapes(operation))
+        and not privates.sublayers(operation)
+    )
+
+
+def _copy_of(original: Any, seed: int | None = None) -> Any:
     """A layer or operation with the same settings, and no weights yet."""
     if isinstance(original, keras.layers.Lambda):
         return privates.new_lambda(original)
     try:
-        return type(original).from_config(original.get_config())
+        config = original.get_config()
+        if seed is not None and isinstance(config.get("seed"), int):
+            config["seed"] = seed
+        return type(original).from_config(config)
     except Exception as error:
         raise GrowthError(
             explain(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -49,10 +49,33 @@ class Start:
 
 @dataclasses.dataclass(eq=False)
 class Inserted:
-    """A layer that the plan inserts: its insertion, and a stand-in without weights."""
+    """A layer that the plan inserts.
+
+    Args:
+        insertion: What the plan says of it.
+        layer: A stand-in without weights.
+        make: Makes the layer itself, with its weights. Defaults to `None`: it is built
+            from its configuration, for the shape of its only input.
+    """
 
     insertion: Insertion
     layer: Any
+    make: Callable[[], Any] | None = None
+
+
+class Placeholder:
+    """What stands for a layer of which nothing is known but its name, until it is made.
+
+    Inference has no rule for it, so that it fixes all widths that reach it.
+
+    Args:
+        name: The name of the layer.
+        **penalties: Its regularizers, by the names of the attributes that hold them.
+    """
+
+    def __init__(self, name: str, **penalties: Any) -> None:
+        self.name = name
+        vars(self).update(penalties)
 
 
 class Draft:
@@ -334,28 +357,43 @@ class Draft:
         Returns:
             The tensor that the last of them makes.
         """
-        if g.opened:
-            raise GrowthError(
-                explain(
-                    f"No layer can be inserted into {g.path or g.model.name!r} "
-                    f"({type(g.model).__name__})",
-                    "its own code decides which layers it calls",
-                    f"an insertion of {chain[0].insertion.path!r}",
-                    "Insert layers into Sequential or Functional models, or widen it",
-                )
-            )
         calls = []
         x = after
         for inserted in chain:
             y = Tensor(x.shape, x.dtype)
             calls.append(Call(inserted.layer, inserted.insertion.path, (x,), {}, [y]))
             x = y
+        self.insert_calls(g, after, calls, x, chain)
+        return x
+
+    def insert_calls(
+        self, g: Graph, after: Tensor, calls: list[Call], last: Tensor, made: list[Inserted]
+    ) -> None:
+        """Inserts a part of a graph behind a tensor: whatever read the tensor reads `last`.
+
+        Args:
+            g: The graph that the tensor belongs to.
+            after: The tensor.
+            calls: The calls, in the order in which they run, of layers that are inserted.
+            last: The tensor that the last of them makes, of the shape of `after`.
+            made: The layers that they call.
+        """
+        if g.opened:
+            raise GrowthError(
+                explain(
+                    f"No layer can be inserted into {g.path or g.model.name!r} "
+                    f"({type(g.model).__name__})",
+                    "its own code decides which layers it calls",
+                    f"an insertion of {made[0].insertion.path!r}",
+                    "Insert layers into Sequential or Functional models, or widen it",
+                )
+            )
+        for inserted in made:
             if inserted.insertion.path not in self.inserted:
                 self.inserted[inserted.insertion.path] = inserted
                 self.parameters += sum(_count(w.shape) for w in inserted.insertion.weights)
-        g.insert_after(after, calls, x)
+        g.insert_after(after, calls, last)
         self._inference = None
-        return x
 
 
 class _Evaluator:

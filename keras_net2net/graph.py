@@ -301,6 +301,19 @@ def symbolic_inputs(model: Any) -> tuple[list[Any], dict[str, Any]]:
     return _symbolic_arguments(privates.build_shapes(model) or {}, "float32")
 
 
+def symbolic_arguments(call: Call) -> tuple[list[Any], dict[str, Any]]:
+    """New symbolic tensors in the place of those that a call is given."""
+    made: dict[int, Any] = {}
+
+    def symbol(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return made.setdefault(id(x), keras.KerasTensor(x.shape, dtype=x.dtype))
+
+    args, kwargs = keras.tree.map_structure(symbol, (list(call.args), dict(call.kwargs)))
+    return args, kwargs
+
+
 def _symbolic_arguments(shapes: dict[str, Any], dtype: str) -> tuple[list[Any], dict[str, Any]]:
     given = {key: _symbolic(shape, dtype) for key, shape in shapes.items()}
     if len(given) == 1:

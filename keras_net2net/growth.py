@@ -101,11 +101,12 @@ def stages(operations: Any) -> list[list[Operation]]:
     """Operations in groups, each planned on the model as the groups before have left it.
 
     Most are planned together. One that looks at weights or activations needs those of
-    a model that all operations before it have already been done to.
+    a model that all operations before it have already been done to; and what one inserts
+    that copies whole parts of a model is known to those behind it only once it is there.
     """
     groups: list[list[Operation]] = []
     for operation in as_operations(operations):
-        if not groups or operation.looks_at_model:
+        if not groups or operation.looks_at_model or groups[-1][-1].ends_stage:
             groups.append([])
         groups[-1].append(operation)
     return groups

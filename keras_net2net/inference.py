@@ -361,7 +361,7 @@ class Inference:
             self._contents[id(tensor)] = content
 
     def _infer_nested(self, call: Call, inner: Graph) -> None:
-        given = inner.sources if inner.opened else _match_inputs(call, inner)
+        given = inner.sources if inner.opened else match_inputs(call, inner)
         obstacle = Obstacle(call.path, "is called more than once")
         for tensor, source in zip(inner.flat_inputs, given, strict=True):
             self._enter(tensor, source, obstacle)
@@ -466,7 +466,7 @@ def _flatten(outputs: Any) -> list[Axes | None]:
     return [axes for part in outputs for axes in _flatten(part)]
 
 
-def _match_inputs(call: Call, inner: Graph) -> list[Tensor | None]:
+def match_inputs(call: Call, inner: Graph) -> list[Tensor | None]:
     """The tensors given to a nested model, in the order of its own inputs."""
     given = call.args[0] if call.args else next(iter(call.kwargs.values()))
     if isinstance(given, dict) and not isinstance(inner.inputs, dict):

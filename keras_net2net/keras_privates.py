@@ -241,6 +241,11 @@ def input_layer(tensor: Any) -> Any | None:
     return operation if isinstance(operation, keras.layers.InputLayer) else None
 
 
+def maker_of(tensor: Any) -> Any:
+    """The layer or operation that made a symbolic tensor, which only its history tells."""
+    return tensor._keras_history.operation
+
+
 def record_call(
     operation: Any, args: tuple, kwargs: dict, outputs: list[Any], replaces: Any | None
 ) -> Any:

@@ -21,7 +21,14 @@ import numpy as np
 from keras_net2net import keras_privates as privates
 from keras_net2net.draft import Draft
 from keras_net2net.errors import CodeError, explain
-from keras_net2net.graph import Call, Graph, Tensor, read, read_layer, symbolic_inputs
+from keras_net2net.graph import (
+    Call,
+    Graph,
+    read,
+    read_layer,
+    symbolic_arguments,
+    symbolic_inputs,
+)
 from keras_net2net.plan import LayerChange, Plan, Step
 from keras_net2net.transaction import Transaction
 
@@ -45,6 +52,8 @@ def update_opened(plan: Plan, draft: Draft, transaction: Transaction) -> tuple[s
     Raises:
         CodeError: If the code of a layer does something else at its new sizes.
     """
+    if not any(step.layers for step in plan.steps):
+        return ()  # nothing has other sizes
     calls = {id(call.inner): call for _, call in draft.graph.all_calls() if call.inner is not None}
     opened = [
         graph
@@ -107,7 +116,7 @@ def _update(
     layer = graph.model
     try:
         config = layer.get_config()
-        twin_inputs = symbolic_inputs(layer) if call is None else _inputs_of(call)
+        twin_inputs = symbolic_inputs(layer) if call is None else symbolic_arguments(call)
     except Exception:
         return False
     shapes = [tuple(variable.shape) for variable in layer.weights]
@@ -216,18 +225,6 @@ def _reachable(value: Any, steps: list[Sizes]) -> list[Any]:
     for grown in steps:
         sizes |= {new for old, new in grown if old in sizes}
     return sorted(sizes - {value})
-
-
-def _inputs_of(call: Call) -> tuple[list[Any], dict[str, Any]]:
-    made: dict[int, Any] = {}
-
-    def symbol(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        return made.setdefault(id(x), keras.KerasTensor(x.shape, dtype=x.dtype))
-
-    args, kwargs = keras.tree.map_structure(symbol, (list(call.args), dict(call.kwargs)))
-    return args, kwargs
 
 
 def _twin(layer: Any, config: dict[str, Any], inputs: tuple[list[Any], dict[str, Any]]) -> Any:

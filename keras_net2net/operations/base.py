@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from keras_net2net import keras_privates as privates
 from keras_net2net.draft import Draft
 from keras_net2net.errors import (
     FixedWidthError,
@@ -41,6 +42,14 @@ class Operation(abc.ABC):
 
         All operations before it are then done before it is planned, so that the layers
         of its draft, and their weights, are those that it will change.
+        """
+        return False
+
+    @property
+    def ends_stage(self) -> bool:
+        """Whether it is carried out before the operations behind it are planned.
+
+        They then find the layers that it inserts as they are, whatever these are made of.
         """
         return False
 
@@ -88,15 +97,17 @@ class Operation(abc.ABC):
             if field.name == "layers":
                 if value is not None:
                     shown.append(repr(plain(value)))
-            elif value != field.default or type(value) is not type(field.default):
-                shown.append(f"{field.name}={value!r}")
+            elif type(value) is not type(field.default) or value != field.default:
+                shown.append(f"{field.name}={plain(value)!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def plain(value: Any, paths: Mapping[int, str] | None = None) -> Any:
-    """A value with the names of layers, or given paths, in the place of layer objects."""
-    if isinstance(value, keras.Layer):
+    """A value with the names of layers, or given paths, in the place of layers and tensors."""
+    if isinstance(value, keras.Operation):
         return (paths or {}).get(id(value), value.name)
+    if isinstance(value, keras.KerasTensor):
+        return plain(privates.maker_of(value), paths)
     if isinstance(value, dict):
         return {plain(key, paths): plain(item, paths) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

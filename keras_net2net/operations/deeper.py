@@ -22,6 +22,7 @@ from keras_net2net.operations.base import (
     find_layers,
     fixed_request,
     label,
+    plain,
     whole_number,
 )
 from keras_net2net.operations.blocks import Block, find_block
@@ -31,6 +32,7 @@ from keras_net2net.rules.activations import activation_name, describe
 
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 FAMILY = (layers.Dense, *CONVOLUTIONS)
+FORMS = ("identity", "residual")
 
 
 @keras.saving.register_keras_serializable(package="keras_net2net")
@@ -75,9 +77,11 @@ class Deeper(Operation):
     ['conv', 'conv_deeper_1']
     """
 
-    layers: Any
+    layers: Any = None
     count: int = 1
     _: dataclasses.KW_ONLY
+    form: str = "identity"
+    between: tuple[Any, Any] | None = None
     batch_norm: bool | None = None
     activation: Any = None
     units: int | None = None
@@ -97,7 +101,18 @@ class Deeper(Operation):
                     "Pass `True`, `False`, or `None` for what the layer's block has",
                 )
             )
-        if self.layers is None:
+        if self.form not in FORMS:
+            raise GrowthError(
+                explain(
+                    f"`form` can't be {self.form!r}",
+                    f"it is one of {', '.join(map(repr, FORMS))}",
+                    received,
+                    "Pass for example `form='residual'`",
+                )
+            )
+        if self.between is not None:
+            self._set(between=self._pair(received))
+        elif self.layers is None:
             raise GrowthError(
                 explain(
                     "No layer was named",
@@ -108,6 +123,29 @@ class Deeper(Operation):
             )
         if self.activation is not None:
             self._set(activation=self._named_activation(received))
+
+    def _pair(self, received: str) -> tuple[Any, Any]:
+        """The two ends of a part, in their plain form."""
+        pair = self.between
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise GrowthError(
+                explain(
+                    f"`between` can't be {plain(pair)!r}",
+                    "it names the two ends of the part that is repeated",
+                    received,
+                    "Pass for example `between=('block1_out', 'block2_out')`",
+                )
+            )
+        if self.layers is not None or self.form not in ("identity", "residual"):
+            raise GrowthError(
+                explain(
+                    "`between` can't be combined with `layers` or another `form`",
+                    "the part between two tensors is repeated behind the second of them",
+                    received,
+                    "Pass `Deeper(between=(a, b))` alone",
+                )
+            )
+        return tuple(pair)
 
     def _named_activation(self, received: str) -> Any:
         """The activation by its name where it has one, so that operations compare."""
@@ -129,6 +167,28 @@ class Deeper(Operation):
         """Whether the operation preserves the function: always, at inference."""
         return True
 
+    @property
+    def looks_at_model(self) -> bool:
+        """Whether it copies weights: those that the operations before it have left."""
+        return self._repeats
+
+    @property
+    def ends_stage(self) -> bool:
+        """Whether it inserts parts of any kind, which the operations behind it look into."""
+        return self._repeats
+
+    @property
+    def _repeats(self) -> bool:
+        return self.between is not None or self.form == "residual"
+
+    def by_path(self, draft: Draft) -> Operation:
+        """The same operation with paths in the place of the layer objects of a draft."""
+        if not self._repeats:
+            return super().by_path(draft)
+        paths = {id(call.operation): call.path for _, call in draft.graph.all_calls()}
+        named = {key: plain(vars(self)[key], paths) for key in ("layers", "between")}
+        return type(self).from_config({**vars(self), **named})
+
     def get_config(self) -> dict[str, Any]:
         """The arguments, ready to be written as JSON."""
         config = super().get_config()
@@ -138,6 +198,10 @@ class Deeper(Operation):
 
     def draft(self, draft: Draft) -> list[Step]:
         """Inserts the layers into a draft."""
+        if self._repeats:
+            from keras_net2net.operations.residual import draft_residual
+
+            return draft_residual(self, draft)
         steps = []
         for match in find_layers(draft, self.layers, repr(self)):
             # Insertions leave all sizes; a widening among them doesn't: look the layer up again.
