@@ -60,8 +60,10 @@ def copy_layer(call: Call, name: str, values: Sequence[np.ndarray], seed: int) -
             given = given and len(named) == len(values)
         else:
             args, kwargs = symbolic_arguments(call)
+            privates.name_like(copy, original)
             with privates.unrecorded(copy):
                 copy(*args, **kwargs)
+        privates.name_like(copy, original)
     if not given and values:
         _set_weights(original, copy, values)
     if not original.trainable:

@@ -159,6 +159,11 @@ class Graph:
         self._index()
         return list(self._readers.get(id(tensor), ()))
 
+    def maker(self, tensor: Tensor) -> Call | None:
+        """The call of this graph that makes a tensor."""
+        self._index()
+        return self._makers.get(id(tensor))
+
     def _index(self) -> None:
         """Notes who reads and who makes each tensor; from then on `insert_after` keeps it."""
         if not self._makers:

@@ -340,6 +340,22 @@ def set_input_shape(operation: Any, shape: Sequence[int | None]) -> None:
 # -- changing layers -----------------------------------------------------------
 
 
+def name_like(layer: Any, original: Any) -> None:
+    """Gives what is in a copied layer the names that it has in the original.
+
+    Layers and variables that their code doesn't name are numbered on by Keras; a plan
+    says beforehand what the weights of a copy are called.
+    """
+    pairs = list(zip(all_layers(layer)[1:], all_layers(original)[1:], strict=False))
+    for mine, other in pairs:
+        if type(mine) is type(other):
+            mine.name = other.name
+    for mine, other in [(layer, original), *pairs]:
+        names = [variable.name for variable in own_variables(other)]
+        for variable, name in zip(own_variables(mine), names, strict=False):
+            variable._name = name
+
+
 def own_variables(layer: Any) -> list[Any]:
     """The variables of a layer itself, without its sublayers and random seeds.
 

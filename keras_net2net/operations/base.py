@@ -98,7 +98,9 @@ class Operation(abc.ABC):
                 if value is not None:
                     shown.append(repr(plain(value)))
             elif type(value) is not type(field.default) or value != field.default:
-                shown.append(f"{field.name}={plain(value)!r}")
+                named = plain(value)
+                named = tuple(named) if isinstance(value, tuple) else named
+                shown.append(f"{field.name}={named!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
 

@@ -174,15 +174,10 @@ def between(graph: Graph, start: Tensor, end: Tensor) -> list[Call]:
     return found[::-1] if id(end) in behind and start is not end else []
 
 
-def maker(graph: Graph, tensor: Tensor) -> Call | None:
-    """The call of a graph that makes a tensor."""
-    return next((c for c in graph.calls if any(x is tensor for x in c.outputs)), None)
-
-
 def values_of(graph: Graph, tensor: Tensor) -> Activation | None:
     """What is known of the values of a tensor: those of the activation that makes it."""
     while True:
-        call = maker(graph, tensor)
+        call = graph.maker(tensor)
         if call is None:
             return None
         kind = kind_of(call.operation)

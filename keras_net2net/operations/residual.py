@@ -30,7 +30,6 @@ from keras_net2net.operations.repeat import (
     base_name,
     between,
     find_place,
-    maker,
     not_rewired,
     part_between,
     repeat,
@@ -60,7 +59,7 @@ def draft_residual(operation: Deeper, draft: Draft) -> list[Step]:
     else:
         found = [
             target
-            for item in _items(operation.layers)
+            for item in _items(operation.layers, received)
             for target in _targets(draft, item, received)
         ]
         targets = list({_identity_of(target): target for target in found}.values())
@@ -68,11 +67,11 @@ def draft_residual(operation: Deeper, draft: Draft) -> list[Step]:
     return [_insert(operation, draft, target, ends) for target in targets]
 
 
-def _items(wanted: Any) -> list[Any]:
+def _items(wanted: Any, received: str) -> list[Any]:
     if isinstance(wanted, (list, tuple)):
         if not wanted:
             raise UnknownLayerError(
-                explain("No layer was named", "the list is empty", repr(wanted), "Name a layer")
+                explain("No layer was named", "the list is empty", received, "Name a layer")
             )
         return list(wanted)
     return [wanted]
@@ -123,39 +122,79 @@ class Sum:
         return self.call.outputs[0]
 
 
+class Ancestry:
+    """Which tensors of a graph depend on which.
+
+    Args:
+        graph: The graph.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.tensors: list[Tensor] = []
+        self._needed: dict[int, int] = {}  # bits: the tensor's own, and those it depends on
+        for tensor in graph.flat_inputs:
+            self._enter(tensor, 0)
+        for call in graph.calls:
+            needed = 0
+            for x in call.inputs:
+                needed |= self._needed.get(id(x), 0)
+            for x in call.outputs:
+                self._enter(x, needed)
+
+    def _enter(self, tensor: Tensor, needed: int) -> None:
+        self._needed[id(tensor)] = needed | 1 << len(self.tensors)
+        self.tensors.append(tensor)
+
+    def depends(self, tensor: Tensor, on: Tensor) -> bool:
+        """Whether a tensor depends on another one."""
+        needed, given = self._needed.get(id(tensor), 0), self._needed.get(id(on), 0)
+        return tensor is not on and bool(given) and needed & given == given
+
+    def fork(self, tensors: list[Tensor]) -> Tensor | None:
+        """The last tensor that all of these depend on."""
+        common = -1
+        for tensor in tensors:
+            common &= self._needed.get(id(tensor), 0)
+        return self.tensors[common.bit_length() - 1] if common else None
+
+
 def sums_of(graph: Graph) -> list[Sum]:
     """The sums of a graph that join branches of one tensor."""
-    return [one for call in graph.calls if (one := _as_sum(graph, call)) is not None]
+    ancestry = Ancestry(graph)
+    return [one for call in graph.calls if (one := _as_sum(ancestry, call)) is not None]
 
 
-def _as_sum(graph: Graph, call: Call) -> Sum | None:
-    if kind_of(call.operation) not in ("add", "subtract") or len(call.inputs) < 2:
+def _as_sum(ancestry: Ancestry, call: Call) -> Sum | None:
+    kind = kind_of(call.operation)
+    opened = call.inner is not None and call.inner.opened
+    if len(call.inputs) < 2 or len(call.outputs) != 1:
+        return None
+    if kind not in ("add", "subtract") and not opened:
         return None
     for i, x in enumerate(call.inputs):
         others = call.inputs[:i] + call.inputs[i + 1 :]
-        start = _unchanged(graph, x)
-        if x.shape == call.outputs[0].shape and all(between(graph, start, y) for y in others):
+        start = _unchanged(ancestry.graph, x)
+        if x.shape != call.outputs[0].shape:
+            continue
+        if not all(ancestry.depends(y, start) for y in others):
+            continue
+        if not opened or _adds(ancestry.graph, start, call):
             return Sum(call, start, True)
-    made = [_before(graph, x) for x in call.inputs]
-    common = set.intersection(*made)
-    tensors = [t for one in graph.calls for t in one.outputs if id(t) in common]
-    tensors = tensors or [t for t in graph.flat_inputs if id(t) in common]
-    return Sum(call, tensors[-1], False) if tensors else None
+    fork = None if opened else ancestry.fork(call.inputs)
+    return None if fork is None else Sum(call, fork, False)
 
 
-def _before(graph: Graph, tensor: Tensor) -> set[int]:
-    """The tensors that a tensor depends on."""
-    needed = {id(tensor)}
-    for call in reversed(graph.calls):
-        if any(id(x) in needed for x in call.outputs):
-            needed.update(id(x) for x in call.inputs)
-    return needed
+def _adds(graph: Graph, start: Tensor, call: Call) -> bool:
+    """Whether a layer of several inputs adds them in its own way, such as `x + scale * y`."""
+    calls = between(graph, start, call.outputs[0])
+    return Silencer(calls, start, None).identity(call.outputs[0]) is not None
 
 
 def _unchanged(graph: Graph, tensor: Tensor) -> Tensor:
     """The tensor that is handed on as it is."""
     while True:
-        call = maker(graph, tensor)
+        call = graph.maker(tensor)
         if call is None or kind_of(call.operation) not in UNCHANGED or len(call.inputs) != 1:
             return tensor
         tensor = call.inputs[0]
@@ -181,7 +220,7 @@ def _only_reader(graph: Graph, tensor: Tensor) -> Call | None:
 def _sum_at(graph: Graph, tensor: Tensor, sums: dict[int, Sum]) -> Sum | None:
     """The sum that a tensor is the end of the block of."""
     while True:
-        call = maker(graph, tensor)
+        call = graph.maker(tensor)
         if call is None:
             return None
         if id(call) in sums:
@@ -291,7 +330,7 @@ def _block_part(place: Place, received: str, only_ends: bool = False) -> Part | 
     at = run.index(end)
     start = run[at - _period(graph, run, at) + 1].start
     part = part_between(
-        graph, Place(graph, maker(graph, start), start), _place(graph, tensor), received
+        graph, Place(graph, graph.maker(start), start), _place(graph, tensor), received
     )
     if not same_shape(start, tensor):
         raise _other_shape(part, received, sums)
@@ -299,7 +338,7 @@ def _block_part(place: Place, received: str, only_ends: bool = False) -> Part | 
 
 
 def _place(graph: Graph, tensor: Tensor) -> Place:
-    return Place(graph, maker(graph, tensor), tensor)
+    return Place(graph, graph.maker(tensor), tensor)
 
 
 def _composite(place: Place, received: str) -> Part | None:
@@ -547,8 +586,9 @@ def _notes(target: Part | Block, draft: Draft, insertions: list[Any]) -> tuple[s
     ]
     layers_copied = len(dict.fromkeys(paths))
     notes = [
-        f"copied the block from {target.first!r} to {target.last!r} ({layers_copied} layers and "
-        f"operations); these start at zero: {', '.join(zero)}"
+        f"copied the block from {target.first!r} to {target.last!r} ({layers_copied} "
+        f"{'layer' if layers_copied == 1 else 'layers and operations'}); these start at zero: "
+        f"{', '.join(zero)}"
     ]
     if target.wrapped is not None:
         notes.append(
