@@ -38,29 +38,57 @@ FORMS = ("identity", "residual")
 @keras.saving.register_keras_serializable(package="keras_net2net")
 @dataclasses.dataclass(frozen=True, repr=False)
 class Deeper(Operation):
-    """Inserts identity layers after layers, so that the model gets deeper.
+    """Inserts layers or blocks that start as the identity, so that the model gets deeper.
 
-    Each new layer is of the family of the layer that it follows (Dense, Conv1D,
-    Conv2D or Conv3D; stride 1, the same kernel size) and holds the identity, so
-    that the model computes what it computed before. It stands behind the layer's
-    whole block, its normalization and its activation included.
+    With `form="identity"`, each new layer is of the family of the layer that it follows
+    (Dense, Conv1D, Conv2D or Conv3D; stride 1, the same kernel size) and holds the
+    identity, so that the model computes what it computed before. It stands behind the
+    layer's whole block, its normalization and its activation included.
+
+    With `form="residual"`, a residual block `x + f(x)` is inserted, whose last weights
+    start at zero, so that it is the identity, at inference and in training mode, and
+    learns at once:
+
+    - Where the layer ends a residual block, by its sum or what follows it, the new block
+      is a copy of that one, weights included; only what makes its last output starts at
+      zero: the gamma and beta of a normalization, the scale of a branch, or the last
+      projection. Attention and MLP of a transformer, or other blocks that take turns
+      along the model, are one block. A layer or nested model that holds a whole block is
+      copied as a whole.
+    - Behind any other Dense or convolution layer it is `x + V f(W x)` with V = 0 and a
+      random W: f is the layer's normalization and activation, which may be any.
+
+    With `between`, the part between two tensors is copied in the same way, whatever it is
+    made of. Where it has no skip of its own, its input is added to it. What it reads of
+    other tensors it goes on reading; layers that are called elsewhere, too, are copied
+    as new ones. In a Sequential, which can't branch, the new block is a model of its own.
 
     Args:
         layers: Which layers: a name, a path, a glob pattern, a layer object, or a
-            list of these.
-        count: Integer, how many layers to insert after each. Defaults to `1`.
+            list of these. Defaults to `None`: `between` says where.
+        count: Integer, how many layers or blocks to insert after each. Defaults to `1`.
+        form: What is inserted: `"identity"` or `"residual"`. Defaults to `"identity"`.
+        between: A pair of names, paths, layer objects or symbolic tensors: the part
+            between the outputs of the two is repeated behind the second one. Both have
+            the same shape. Defaults to `None`.
         batch_norm: Boolean, whether the new layers have BatchNormalization.
             Defaults to `None`: as in the layer's own block. An inserted
             normalization is exact at inference; in training mode it normalizes by
-            the statistics of the batch, which changes the outputs.
+            the statistics of the batch, which changes the outputs, other than within
+            a residual block.
         activation: The new layers' activation. Defaults to `None`: that of the
-            block. It must leave the block's output as it is, as ReLU does after
-            ReLU, or `"linear"` does after anything.
+            block. An identity must leave the block's output as it is, as ReLU does
+            after ReLU, or `"linear"` does after anything.
         units: Integer, the new layers' number of units, if larger than that of
-            the layer below: Deeper composed with Wider. Defaults to `None`.
+            the layer below: Deeper composed with Wider. In a residual block that isn't
+            a copy, the number of its hidden units. Defaults to `None`.
 
     Raises:
         GrowthError: If an argument isn't possible.
+
+    Source: Chen, Goodfellow, Shlens: Net2Net (ICLR 2016), section 2.3, for identities;
+    Goyal et al.: Accurate, Large Minibatch SGD (arXiv 1706.02677), section 5.1, for blocks
+    whose last gamma starts at zero; Bachlechner et al.: ReZero (arXiv 2003.04887).
 
     Example:
 
@@ -75,6 +103,13 @@ class Deeper(Operation):
     >>> report = n2n.grow(model, n2n.Deeper("conv"), seed=0)
     >>> [layer.name for layer in model.layers][:2]
     ['conv', 'conv_deeper_1']
+    >>> x = inputs = keras.Input((4,))
+    >>> y = keras.layers.Dense(8, activation="gelu", name="up")(x)
+    >>> x = keras.layers.Add(name="block")([x, keras.layers.Dense(4, name="down")(y)])
+    >>> model = keras.Model(inputs, keras.layers.Dense(2, name="out")(x))
+    >>> report = n2n.grow(model, n2n.Deeper("block", form="residual"), seed=0)
+    >>> [layer.name for layer in model.layers][4:]
+    ['up_deeper_1', 'down_deeper_1', 'block_deeper_1', 'out']
     """
 
     layers: Any = None

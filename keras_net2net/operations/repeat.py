@@ -185,7 +185,8 @@ def values_of(graph: Graph, tensor: Tensor) -> Activation | None:
             tensor = call.inputs[0]
             known = values_of(graph, tensor)
             bounded = known is not None and max(map(abs, known.values)) < np.inf
-            return None if bounded and kind in RANDOM else known
+            may_leave = kind == "gaussiandropout" or (bounded and kind in RANDOM)
+            return None if may_leave else known
         activation = activation_of(call.operation)
         if activation is None and kind is not None:
             activation = getattr(call.operation, "activation", None)

@@ -172,17 +172,31 @@ def _as_sum(ancestry: Ancestry, call: Call) -> Sum | None:
         return None
     if kind not in ("add", "subtract") and not opened:
         return None
-    for i, x in enumerate(call.inputs):
-        others = call.inputs[:i] + call.inputs[i + 1 :]
-        start = _unchanged(ancestry.graph, x)
-        if x.shape != call.outputs[0].shape:
-            continue
-        if not all(ancestry.depends(y, start) for y in others):
-            continue
-        if not opened or _adds(ancestry.graph, start, call):
-            return Sum(call, start, True)
+    for terms in (call.inputs, [] if opened else _terms(ancestry.graph, call)):
+        for i, x in enumerate(terms):
+            start = _unchanged(ancestry.graph, x)
+            others = terms[:i] + terms[i + 1 :]
+            if x.shape != call.outputs[0].shape:
+                continue
+            if not all(ancestry.depends(y, start) for y in others):
+                continue
+            if not opened or _adds(ancestry.graph, start, call):
+                return Sum(call, start, True)
     fork = None if opened else ancestry.fork(call.inputs)
     return None if fork is None else Sum(call, fork, False)
+
+
+def _terms(graph: Graph, call: Call) -> list[Tensor]:
+    """What is added, where a sum adds to one that nothing else reads: `(x + f(x)) + g(x)`."""
+    found: list[Tensor] = []
+    for x in call.inputs:
+        before = graph.maker(x)
+        inner = before is not None and kind_of(before.operation) == "add"
+        if before is not None and inner and _only_reader(graph, x) is call:
+            found += _terms(graph, before)
+        else:
+            found.append(x)
+    return found
 
 
 def _adds(graph: Graph, start: Tensor, call: Call) -> bool:
@@ -387,8 +401,10 @@ def _period(graph: Graph, run: list[Sum], at: int) -> int:
         following = kinds[at + 1 : at + 1 + period]
         if mine in (previous, following):
             return period if (at + 1) % period == 0 else 1
+    # Nothing repeats: a transformer of one block ends with what doesn't attend.
     attends = [any("attention" in name or "softmax" in name for name, _ in one) for one in kinds]
-    return 2 if len(run) > 1 and at == 1 and attends[0] and not attends[1] else 1
+    whole = at == len(run) - 1 and all(attends[:at]) and not attends[at]
+    return at + 1 if whole else 1
 
 
 def _kind(graph: Graph, one: Sum) -> tuple[Any, ...]:
