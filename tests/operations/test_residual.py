@@ -35,6 +35,9 @@ from tests.operations.test_wider import refused
 from tests.states import assert_state, state
 
 Deeper = n2n.Deeper
+elsewhere = pytest.mark.skipif(
+    BACKEND == "jax", reason="it compiles for seconds what the other backends do at once"
+)
 
 
 def model_of(shape, *blocks, dtype="float32"):
@@ -344,6 +347,7 @@ def mixer(x, name, width=4):
     return layers.Add(name=f"{name}_out")([x, y])
 
 
+@elsewhere
 def test_blocks_of_other_kinds_that_take_turns_are_one_too():
     model = model_of(SEQUENCE, dense, mixer, mixer)
     report = repeated(model, "b2_out", form="residual", learns=False)
@@ -414,6 +418,7 @@ def weighted(x, name, width=4):
     return layers.ReLU(name=f"{name}_out")(WeightedSum(name=f"{name}_sum")([x, y]))
 
 
+@elsewhere
 def test_a_layer_that_adds_in_its_own_way_ends_a_block():
     model = model_of((3,), dense, weighted, weighted)
     report = repeated(model, "b2_out", form="residual")
@@ -457,6 +462,7 @@ def test_a_part_that_nothing_in_it_can_silence_gets_a_projection(activation):
     ]
 
 
+@elsewhere
 def test_a_branch_that_ends_with_a_relu_gets_a_projection():
     def branch(x, name):
         y = layers.Conv1D(4, 3, padding="same", activation="relu", name=f"{name}_conv")(x)
@@ -501,6 +507,7 @@ def decoder():
     return randomize(keras.Model([inputs, encoding], x, name="decoder"))
 
 
+@elsewhere
 def test_a_copy_reads_what_comes_from_outside_as_the_block_does():
     model = decoder()
     report = repeated(model, "b2_out", 2, form="residual", learns=False)
@@ -525,6 +532,7 @@ def test_a_layer_that_is_called_outside_too_is_copied_as_a_new_one():
     assert any("'twice': called outside of the block, too" in note for note in report.notes)
 
 
+@elsewhere
 def test_tensors_tell_the_calls_of_a_shared_layer_apart():
     model = shared()
     calls = [model.get_layer(name).input for name in ("b1_fc", "b2_fc")]
@@ -537,6 +545,7 @@ def test_tensors_tell_the_calls_of_a_shared_layer_apart():
     refused(shared(), Deeper(between=("stem", "twice")), UnknownLayerError, "which tensor")
 
 
+@elsewhere
 def test_a_layer_called_twice_in_the_part_stays_one_layer():
     model = shared()
     report = repeated(model, between=("stem", "b2_out"))
@@ -549,6 +558,7 @@ def test_a_layer_called_twice_in_the_part_stays_one_layer():
     ]
 
 
+@elsewhere
 def test_an_input_of_the_model_may_be_the_start():
     model = model_of((4,), dense, dense_block)
     report = repeated(model, between=(model.inputs[0], "b1_out"), learns=False)
@@ -605,6 +615,7 @@ def test_a_residual_block_follows_a_layer_with_any_activation(shape, make):
         assert_learns(model, report, data_for(model))
 
 
+@elsewhere
 def test_the_hidden_units_and_the_settings_of_the_block_can_be_chosen():
     model = model_of((3,), dense)
     report = repeated(
@@ -662,6 +673,7 @@ def test_in_a_sequential_a_block_is_a_model_of_its_own(tmp_path):
     assert_native(model)
 
 
+@elsewhere
 def test_a_single_layer_that_is_a_block_stands_in_a_sequential_as_it_is():
     model = randomize(
         keras.Sequential([keras.Input((5, 4)), Block(4, name="it"), layers.Dense(2, name="out")])
@@ -670,6 +682,7 @@ def test_a_single_layer_that_is_a_block_stands_in_a_sequential_as_it_is():
     assert names(model) == ["it", "it_deeper_1", "it_deeper_2", "out"]
 
 
+@elsewhere
 def test_nested_models_are_blocks_and_hold_blocks():
     inputs = keras.Input((4,))
     inner = keras.Model(inputs, dense_block(dense(inputs, "in"), "in"), name="b1_inner")
@@ -683,6 +696,27 @@ def test_nested_models_are_blocks_and_hold_blocks():
     repeated(model, "b1_inner", form="residual", learns=False)
 
 
+@elsewhere
+def test_what_is_in_a_copied_layer_grows_like_other_layers(tmp_path):
+    model = model_of(SEQUENCE, dense, own)
+    x = data_for(model)
+    before = both_modes(model, x)
+    operations = [
+        Deeper("b1_out", form="residual"),
+        n2n.Wider(factor=2),
+        Deeper("b1_out_deeper_1", form="residual"),
+    ]
+    report = n2n.grow(model, operations, seed=0)
+    assert_same(both_modes(model, x), before)
+    assert model.get_layer("b1_out_deeper_1").up.units == 16
+    assert model.get_layer("b1_out_deeper_2").width == 8
+    assert report.parameters_after == model.count_params()
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_same(outputs(loaded, x), outputs(model, x), 1e-7)
+
+
+@elsewhere
 def test_a_normalized_layer_of_ones_own_is_added_to_its_input():
     model = model_of(SEQUENCE, dense, lambda x, name: Normalized(4, name=f"{name}_out")(x))
     report = repeated(model, "b1_out", form="residual", learns=False)
@@ -705,9 +739,10 @@ def test_channels_may_come_first():
     assert len(inserted(report)) == 4
 
 
+@elsewhere
 def test_blocks_in_half_precision_are_the_identity_to_the_last_bit():
     policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16" if BACKEND != "torch" else "mixed_bfloat16")
+    keras.config.set_dtype_policy("mixed_float16" if BACKEND == "tensorflow" else "mixed_bfloat16")
     try:
         model = model_of(SEQUENCE, dense, transformer, dtype="float32")
     finally:
@@ -722,6 +757,7 @@ def test_blocks_in_half_precision_are_the_identity_to_the_last_bit():
     assert_native(model)
 
 
+@elsewhere
 def test_what_was_frozen_learns_in_the_copy():
     model = model_of((3,), dense, dense_block)
     model.trainable = False
@@ -874,6 +910,7 @@ def test_random_layers_draw_for_themselves():
     assert new.rate == 0.5
 
 
+@elsewhere
 def test_dropout_on_the_way_of_the_input_is_said():
     def block(x, name):
         x = layers.Add(name=f"{name}_add")([x, layers.Dense(4, name=f"{name}_fc")(x)])
