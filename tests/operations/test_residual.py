@@ -14,7 +14,7 @@ from keras_net2net.errors import (
     UnknownLayerError,
     VerificationError,
 )
-from keras_net2net.operations import repeat
+from keras_net2net.operations import building
 from tests.helpers import (
     BACKEND,
     array,
@@ -867,12 +867,12 @@ def test_a_growth_that_fails_behind_a_block_takes_the_block_back(monkeypatch):
         n2n.grow(model, [Deeper("b1_out", form="residual"), n2n.Wider("nothing", 9)], seed=0)
     assert_state(model, before)
     # A copy whose weights aren't zero is noticed.
-    copy_layer = repeat.copy_layer
+    copy_layer = building.copy_layer
 
     def wrong(call, name, values, seed):
         return copy_layer(call, name, [value + 1 for value in values], seed)
 
-    monkeypatch.setattr(repeat, "copy_layer", wrong)
+    monkeypatch.setattr(building, "copy_layer", wrong)
     with pytest.raises(VerificationError):
         n2n.grow(model, Deeper("b1_out", form="residual"), seed=0)
     assert_state(model, before)
