@@ -47,10 +47,10 @@ def copy_layer(call: Call, name: str, values: Sequence[np.ndarray], seed: int) -
     given = False
     if call.inner is not None and not call.inner.opened:
         copy = copy_model(call.inner)
-        copy.name = name
+        privates.set_setting(copy, "name", name)
     else:
         copy = _copy_of(original, seed)
-        copy.name = name
+        privates.set_setting(copy, "name", name)
         if not isinstance(copy, keras.Layer):
             return copy
         if _is_plain(original):
