@@ -65,7 +65,7 @@ def copy_layer(call: Call, name: str, values: Sequence[np.ndarray], seed: int) -
                 copy(*args, **kwargs)
         privates.name_like(copy, original)
     if not given and values:
-        _set_weights(original, copy, values)
+        _fill_with(original, copy, values)
     if not original.trainable:
         copy.trainable = True
     return copy
@@ -81,7 +81,7 @@ def check_copy(call: Call) -> None:
         _copy_of(call.operation)
 
 
-def _set_weights(original: Any, copy: Any, values: Sequence[np.ndarray]) -> None:
+def _fill_with(original: Any, copy: Any, values: Sequence[np.ndarray]) -> None:
     if [tuple(v.shape) for v in copy.weights] != [tuple(value.shape) for value in values]:
         raise GrowthError(
             explain(
