@@ -17,6 +17,7 @@ from keras_net2net.errors import (
 from keras_net2net.facts import follows, makes, reads
 from keras_net2net.growth import grow, plan
 from keras_net2net.operations.deeper import Deeper
+from keras_net2net.operations.narrower import Narrower
 from keras_net2net.operations.wider import Wider
 from keras_net2net.plan import Plan
 from keras_net2net.report import GrowthReport
@@ -34,6 +35,7 @@ __all__ = [
     "GrowthError",
     "GrowthReport",
     "GrowthScheduler",
+    "Narrower",
     "NotIdentityError",
     "Plan",
     "RuleCall",

@@ -22,7 +22,7 @@ from keras_net2net.inference import Inference
 from keras_net2net.plan import Insertion, LayerChange, Plan, Step, WidthChange
 from keras_net2net.remaps import Remap, draw, draw_bound, remap_of
 from keras_net2net.rules import builtin  # noqa: F401  (fills the rule book)
-from keras_net2net.weights import AxisChange, NewUnits, VariableChange
+from keras_net2net.weights import Addition, AxisChange, NewUnits, VariableChange
 from keras_net2net.widths import EXPRESSIONS, Expression, Width, resolve, widths_of
 
 
@@ -146,6 +146,7 @@ class Draft:
         how: NewUnits,
         asked: Mapping[Width, Iterable[str]],
         fills: Mapping[Width, str | None] | None = None,
+        additions: Mapping[str, tuple[Addition, ...]] | None = None,
     ) -> tuple[tuple[WidthChange, ...], tuple[LayerChange, ...]]:
         """Grows widths, and all that is made of them.
 
@@ -155,21 +156,11 @@ class Draft:
             asked: The paths of the layers that were named, for each width.
             fills: For the widths that a normalization sees together, what their new
                 units hold, as in `draw_bound`.
+            additions: What is added to weights, by path.
 
         Returns:
             The widths and the layers that change.
         """
-        owners = self.owners()
-        widths = tuple(
-            WidthChange(
-                width.name,
-                int(width.size or 0),
-                size,
-                tuple(owners.get(width, [width.name])),
-                tuple(asked.get(width, ())),
-            )
-            for width, size in sizes.items()
-        )
         fills = fills or {}
         remaps = {}
         for width, size in sizes.items():
@@ -179,10 +170,43 @@ class Draft:
                 if width in fills
                 else draw(self.seed, width.name, old, size)
             )
-        evaluate = _Evaluator(remaps, fills)
+        return self.remap(remaps, asked, how, fills, additions)
+
+    def remap(
+        self,
+        remaps: Mapping[Width, Remap],
+        asked: Mapping[Width, Iterable[str]],
+        how: NewUnits | None = None,
+        fills: Mapping[Width, str | None] | None = None,
+        additions: Mapping[str, tuple[Addition, ...]] | None = None,
+    ) -> tuple[tuple[WidthChange, ...], tuple[LayerChange, ...]]:
+        """Gives widths other units, and with them all that is made of them.
+
+        Args:
+            remaps: The remap of each width.
+            asked: The paths of the layers that were named, for each width.
+            how: How new units start. Defaults to `None`: as copies.
+            fills: As for `widen`.
+            additions: What is added to weights, by path.
+
+        Returns:
+            The widths and the layers that change.
+        """
+        owners = self.owners()
+        widths = tuple(
+            WidthChange(
+                width.name,
+                int(width.size or 0),
+                remap.size,
+                tuple(owners.get(width, [width.name])),
+                tuple(asked.get(width, ())),
+            )
+            for width, remap in remaps.items()
+        )
+        evaluate = _Evaluator(remaps, fills or {})
         layers = []
         for facts in self.inference.facts.values():
-            change = self._layer_change(facts, evaluate, how)
+            change = self._layer_change(facts, evaluate, how or NewUnits(), additions or {})
             if change is not None:
                 if not facts.passing:
                     layers.append(change)
@@ -197,19 +221,25 @@ class Draft:
         return widths, tuple(layers)
 
     def _layer_change(
-        self, facts: Facts, evaluate: _Evaluator, how: NewUnits
+        self,
+        facts: Facts,
+        evaluate: _Evaluator,
+        how: NewUnits,
+        additions: Mapping[str, tuple[Addition, ...]],
     ) -> LayerChange | None:
         variables = []
         for name, axes in facts.weights.items():
             remaps = [evaluate(axis.expression) for axis in axes]
-            if all(remap is None for remap in remaps):
+            path = f"{facts.path}/{name}"
+            added = additions.get(path, ())
+            if all(remap is None for remap in remaps) and not added:
                 continue
             changes = tuple(
                 None if remap is None else AxisChange(axis.role, remap, evaluate.silent(axis))
                 for axis, remap in zip(axes, remaps, strict=True)
             )
             scale = evaluate.scale(facts.scales[name]) if name in facts.scales else 1.0
-            change = VariableChange(f"{facts.path}/{name}", changes, how, scale)
+            change = VariableChange(path, changes, how, scale, added)
             variables.append(change)
             old = [axis.expression.size or 0 for axis in axes]
             self.shapes[change.name] = change.new_shape(old)
