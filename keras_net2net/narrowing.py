@@ -187,7 +187,7 @@ def _collapsed(held: Held, classes: Mapping[Width, np.ndarray]) -> np.ndarray:
 def _split(labels: np.ndarray, rows: np.ndarray, tolerance: float) -> np.ndarray:
     """Splits classes whose units have different rows; classes are numbered by first unit."""
     weights = generator(0, "split", rows.shape[1]).standard_normal(rows.shape[1])
-    order = np.lexsort((rows @ (weights / max(1.0, np.linalg.norm(weights))), labels))
+    order = np.lexsort((rows @ (weights / max(1.0, float(np.linalg.norm(weights)))), labels))
     leader = np.empty(len(labels), int)
     first = order[0]
     for unit in order:

@@ -312,6 +312,7 @@ class Narrower(Resizing):
         if self.keep == "norm" or not sizes:
             for width, size in backwards:
                 remaps[width] = largest(norms(weights, width, remaps), size)
+            remaps = {width: remaps[width] for width in sizes}
             return remaps, {}, ("not exact: the units with the smallest norms are removed",)
         if draft.calibration is None:
             raise GrowthError(
@@ -333,4 +334,5 @@ class Narrower(Resizing):
         notes = ["not exact: the units whose activations matter least are removed"]
         if blind:
             notes.append(f"chosen by norm, since nothing shows what reads them: {', '.join(blind)}")
+        remaps = {width: remaps[width] for width in sizes}
         return remaps, seen.means_to_biases(remaps), tuple(notes)
