@@ -15,6 +15,7 @@ from keras_net2net.errors import (
     VerificationError,
 )
 from keras_net2net.facts import follows, makes, reads
+from keras_net2net.freezing import unfreeze
 from keras_net2net.growth import grow, plan
 from keras_net2net.operations.deeper import Deeper
 from keras_net2net.operations.narrower import Narrower
@@ -54,4 +55,5 @@ __all__ = [
     "reads",
     "register_rule",
     "testing",
+    "unfreeze",
 ]

@@ -43,6 +43,7 @@ def clone_and_grow(
     seed: int | None = None,
     verify: Any = True,
     calibration: Any = None,
+    freeze: str | None = None,
 ) -> Any:
     """A larger student that computes what its teacher computes.
 
@@ -52,6 +53,7 @@ def clone_and_grow(
         seed: See `grow`. Defaults to `None`.
         verify: See `grow`. Defaults to `True`.
         calibration: See `grow`. Defaults to `None`.
+        freeze: See `grow`. Defaults to `None`.
 
     Returns:
         The student, uncompiled. It shares nothing with the teacher.
@@ -71,7 +73,7 @@ def clone_and_grow(
     (58, 386)
     """
     student, named = copy_for(teacher, operations)
-    grow(student, named, seed=seed, verify=verify, calibration=calibration)
+    grow(student, named, seed=seed, verify=verify, calibration=calibration, freeze=freeze)
     return student
 
 

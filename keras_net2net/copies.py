@@ -12,6 +12,7 @@ import keras
 
 from keras_net2net import keras_privates as privates
 from keras_net2net.errors import GrowthError, explain
+from keras_net2net.freezing import carry_over
 from keras_net2net.graph import Graph, Tensor, symbolic_inputs
 
 
@@ -25,7 +26,9 @@ def copy_model(graph: Graph) -> Any:
         The copy, of the same class and name. What is shared within the original, as
         a layer that is called twice, is shared within the copy.
     """
-    return _Copy().model(graph)
+    copy = _Copy().model(graph)
+    carry_over(graph.model, copy)
+    return copy
 
 
 class _Copy:

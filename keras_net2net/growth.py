@@ -13,6 +13,7 @@ from keras_net2net.apply import apply_plan, containers
 from keras_net2net.copies import copy_model
 from keras_net2net.draft import Draft
 from keras_net2net.errors import CodeError, GrowthError, explain
+from keras_net2net.freezing import Changes, check_freeze, freeze_old
 from keras_net2net.graph import read
 from keras_net2net.operations.base import Operation, as_operations
 from keras_net2net.optimizers import update_optimizer
@@ -119,6 +120,7 @@ def grow(
     learning_rate: float | None = None,
     verify: Any = True,
     calibration: Any = None,
+    freeze: str | None = None,
 ) -> GrowthReport:
     """Grows a model in place, so that it computes what it computed before.
 
@@ -149,6 +151,17 @@ def grow(
         calibration: Data for the operations that look at activations or gradients: a
             batch of inputs `x`, or `(x, y)` with targets, as the model's `fit` takes them.
             Defaults to `None`: there is none.
+        freeze: `"teacher"`: only what is new is trained from now on. Layers that were
+            there before are no longer trainable (a BatchNormalization then runs in
+            inference mode); where a layer holds old and new units, the old entries of
+            its weights are put back after each update. What old units share with their
+            copies is shared at the growth, and frozen then. A saved model is a plain one:
+            loaded, it is trainable where a layer holds anything new. Weights that are
+            assigned or loaded later are put back to those of now by the next step of
+            training. `unfreeze` ends it; a further growth takes it along. For progressive
+            networks (Rusu et al. 2016, arXiv:1606.04671) and students that keep their
+            trunk (NetTailor, Morgado and Vasconcelos, CVPR 2019). Defaults to `None`:
+            everything is trained as before.
 
     Returns:
         A `GrowthReport`.
@@ -170,12 +183,13 @@ def grow(
     """
     started = time.perf_counter()
     _check_arguments(optimizer_state, learning_rate)
+    check_freeze(freeze, model)
     seed = as_seed(seed)
     stuck: dict[str, tuple[str, int]] = {}
     while True:
         try:
             return _grow(
-                model, operations, seed, learning_rate, verify, calibration, stuck, started
+                model, operations, seed, learning_rate, verify, calibration, freeze, stuck, started
             )
         except CodeError as error:
             # What the code of an opened layer does at other sizes shows once it has them.
@@ -193,6 +207,7 @@ def _grow(
     learning_rate: float | None,
     verify: Any,
     calibration: Any,
+    freeze: str | None,
     stuck: dict[str, tuple[str, int]],
     started: float,
 ) -> GrowthReport:
@@ -202,6 +217,7 @@ def _grow(
     notes: tuple[str, ...] = ()
     plans: list[Plan] = []
     inserted: list[Any] = []
+    changes = Changes()
     privates.sync_state(model)
     try:
         for group in stages(operations):
@@ -219,11 +235,17 @@ def _grow(
                     # what to make.
                     before = probe(model, draft.graph, None if verify is True else verify)
             more, seen = apply_plan(planned, draft, transaction)
+            changes.add(planned, draft)
             inserted += more
             notes += seen
         whole = Plan.joined(plans)
         if not whole.empty:
-            update_optimizer(model, inserted, learning_rate, transaction)
+            with privates.variable_scope(model):
+                thawed, seen = freeze_old(
+                    model, changes, inserted, freeze == "teacher", transaction
+                )
+            notes += seen
+            update_optimizer(model, [*inserted, *thawed], learning_rate, transaction)
             privates.forget_functions(model)
         if before is not None:
             difference = before.check(model) if whole.exact else before.difference(model)

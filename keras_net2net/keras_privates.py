@@ -363,6 +363,11 @@ def own_variables(layer: Any) -> list[Any]:
     return list(seen.values())
 
 
+def own_trainable(layer: Any) -> list[Any]:
+    """The variables of a layer itself that are trained while it is trainable."""
+    return list(layer._trainable_variables)
+
+
 def named_variables(layer: Any) -> dict[str, Any]:
     """The variables of a layer itself by name, and the states that a recurrent one keeps.
 
