@@ -50,7 +50,8 @@ class KeptEntries:
     def __call__(self, x: Any) -> Any:
         """The weight with its frozen entries as they were."""
         x = x if self.first is None else self.first(x)
-        return keras.ops.where(self._mask, self._values, x)
+        held = (self._mask, self._values, x)  # variables, which JAX doesn't take as arrays
+        return keras.ops.where(*map(keras.ops.convert_to_tensor, held))
 
 
 def check_freeze(freeze: Any, model: Any = None) -> None:

@@ -472,7 +472,15 @@ def set_variable(variable: Any, value: Any) -> None:
     keeps its identity, name, regularizer and constraint.
     """
     value = variable._convert_to_tensor(value, dtype=variable._dtype)
-    variable._initialize(value)
+    trainable = variable._trainable
+    if keras.backend.backend() == "tensorflow":
+        # Its variables are watched, or not, as they were made: one that is frozen now
+        # must have a gradient once it no longer is.
+        variable._trainable = bool(variable._value.trainable)
+    try:
+        variable._initialize(value)
+    finally:
+        variable._trainable = trainable
     variable._shape = tuple(value.shape)
     variable._ndim = len(variable._shape)
 

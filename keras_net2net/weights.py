@@ -26,7 +26,8 @@ class NewUnits:
     """How new units start; the same for all the weights of one growth.
 
     Args:
-        kind: `"replicate"`, `"fresh"` or `"random"`.
+        kind: `"replicate"`, `"fresh"` or `"random"`; or `"zero"`: what they read and what
+            reads them is zero, for an `Addition` to set.
         shares: `"random"` or `"even"`: how copies share what reads them.
         noise: Standard deviation of the noise on the copies' incoming weights,
             relative to that of the weights. Defaults to `0.0`.
@@ -141,7 +142,9 @@ class VariableChange:
         if self.scale != 1.0:
             new *= new.dtype.type(self.scale)
         for axis, change in enumerate(self.axes):
-            if change is not None and change.role == MAKES and old.ndim > 1:
+            if change is not None and change.role == MAKES and self.how.kind == "zero":
+                np.moveaxis(new, axis, 0)[change.remap.free] = 0
+            elif change is not None and change.role == MAKES and old.ndim > 1:
                 self._start_incoming(new, old, axis, change.remap, seed)
         for axis, change in enumerate(self.axes):
             if change is not None and change.role == READS:

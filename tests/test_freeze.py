@@ -69,15 +69,14 @@ def moved(before, after) -> dict[str, np.ndarray]:
 # -- layers that the user froze ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("operation", [n2n.Wider(factor=1.5), n2n.Deeper("a")])
-def test_frozen_layers_grow_and_stay_frozen(operation):
+def test_frozen_layers_grow_and_stay_frozen():
     model = mlp()
     model.get_layer("a").trainable = model.get_layer("b").trainable = False
     compiled(model)
     train(model)
     x = data_for(model)
     before = both_modes(model, x)
-    n2n.grow(model, operation, seed=0)
+    n2n.grow(model, [n2n.Wider(factor=1.5), n2n.Deeper("a")], seed=0)
     assert_same(both_modes(model, x), before)
     assert [layer.name for layer in model.layers if not layer.trainable] == ["a", "b"]
     start = values(model)
@@ -85,6 +84,11 @@ def test_frozen_layers_grow_and_stay_frozen(operation):
     changes = moved(start, values(model))
     for path, change in changes.items():
         assert change.any() == (path.split("/")[0] not in ("a", "b")), path
+    # Thawed by the user, they have gradients again.
+    model.get_layer("a").trainable = model.get_layer("b").trainable = True
+    compiled(model)
+    train(model)
+    assert all(change.any() for change in moved(start, values(model)).values())
 
 
 def test_a_frozen_batch_normalization_grows_and_runs_in_inference_mode():
@@ -112,8 +116,8 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("new_units", ["replicate", "fresh"])
-@pytest.mark.parametrize("name", cases(OPTIMIZERS, 4))
+@pytest.mark.parametrize("new_units", cases({"replicate": 0, "fresh": 1}, 1))
+@pytest.mark.parametrize("name", cases(OPTIMIZERS, 1))
 def test_only_what_is_new_is_trained(name, new_units):
     model = compiled(mlp(), OPTIMIZERS[name]())
     train(model)
@@ -165,9 +169,9 @@ def test_batch_normalizations_are_frozen_where_they_are_old_and_masked_where_the
     assert changes["b/kernel"][..., 4:].any()
 
 
-@pytest.mark.parametrize("jit", [True] if BACKEND == "torch" else [True, "auto"])
+@pytest.mark.parametrize("jit", [BACKEND != "torch"])
 def test_steps_that_are_compiled_or_called_one_by_one_keep_it(jit):
-    model = compiled(mlp(), jit_compile=jit and BACKEND != "torch")
+    model = compiled(mlp(), jit_compile=jit)
     n2n.grow(model, n2n.Wider("b", 8), seed=0, freeze="teacher")
     start = values(model)
     x, y = data_for(model, batch=8), np.ones((8, 2), "float32")

@@ -11,6 +11,7 @@ import keras
 from keras_net2net.draft import Draft
 from keras_net2net.errors import GrowthError, SizeError, explain
 from keras_net2net.fills import fills_for
+from keras_net2net.gradmax import GradMax, Site, find_site
 from keras_net2net.operations.base import (
     Match,
     fixed_request,
@@ -21,11 +22,12 @@ from keras_net2net.operations.base import (
 )
 from keras_net2net.operations.resizing import Request, Resizing, whole_units
 from keras_net2net.plan import Skipped, Step
+from keras_net2net.remaps import draw
 from keras_net2net.sizes import growable, sizes_for
-from keras_net2net.weights import NewUnits
+from keras_net2net.weights import Addition, NewUnits
 from keras_net2net.widths import Width
 
-NEW_UNITS = ("replicate", "fresh", "random")
+NEW_UNITS = ("replicate", "fresh", "random", "gradmax")
 SHARES = ("random", "even")
 
 
@@ -59,7 +61,12 @@ class Wider(Resizing):
             chosen units (Net2WiderNet). `"fresh"`: with random incoming weights
             at the norm of the existing units', and zero outgoing ones; exact
             too. `"random"`: random both ways, the "random pad" baseline of the
-            paper (section 3.1); *not* exact. Defaults to `"replicate"`.
+            paper (section 3.1); *not* exact. `"gradmax"`: with zero incoming weights,
+            and the outgoing ones that give those the largest first gradient on a batch
+            of data (`calibration=(x, y)`; the model is compiled); or, where an activation
+            has no slope at zero (ReLU) or a batch normalization follows, the other way
+            round; exact. For Dense and Conv2D that Dense and Conv2D read (GradMax, Evci
+            et al., ICLR 2022, arXiv:2201.05125). Defaults to `"replicate"`.
         shares: How copies share the weights that read them. `"random"`: a random
             share for each copy and each outgoing weight, summing to one; exact,
             and it separates the copies, also under Adam. `"even"`: 1/count, as in
@@ -170,28 +177,69 @@ class Wider(Resizing):
 
     @property
     def _how(self) -> NewUnits:
-        return NewUnits(self.new_units, self.shares, float(self.noise))
+        kind = "zero" if self.new_units == "gradmax" else self.new_units
+        return NewUnits(kind, self.shares, float(self.noise))
+
+    @property
+    def looks_at_model(self) -> bool:
+        """Whether it chooses units by gradient."""
+        return self.new_units == "gradmax"
 
     def draft(self, draft: Draft) -> list[Step]:
         """Widens the layers of a draft."""
         skipped: list[Skipped] = []
         sizes, asked = self._asked(draft, skipped, self._sizes)
         fills = self._fills(draft, sizes, asked, skipped)
+        additions: dict[str, tuple[Addition, ...]] = {}
+        notes: list[str] = []
+        if self.new_units == "gradmax":
+            sites = self._sites(draft, sizes, asked, skipped)
+            remaps = {w: draw(draft.seed, w.name, int(w.size or 0), n) for w, n in sizes.items()}
+            if sites:
+                additions, notes = GradMax(draft, sites, repr(self)).choose(remaps)
         if not sizes:
             self._nothing(draft, skipped)
             return [Step(self, skipped=tuple(skipped), exact=self.exact)]
         names = {width: [match.facts.path for match in asked[width]] for width in sizes}
-        widths, layers = draft.widen(sizes, self._how, names, fills)
+        widths, layers = draft.widen(sizes, self._how, names, fills, additions)
         return [
             Step(
                 self,
                 widths=widths,
                 layers=layers,
                 skipped=tuple(skipped),
-                notes=self._notes(fills),
+                notes=(*self._notes(fills), *notes),
                 exact=self.exact,
             )
         ]
+
+    def _sites(
+        self,
+        draft: Draft,
+        sizes: dict[Width, int],
+        asked: dict[Width, list[Match]],
+        skipped: list[Skipped],
+    ) -> dict[Width, Site]:
+        """Where units can be chosen by gradient; takes out the widths where they can't."""
+        sites = {}
+        for width in list(sizes):
+            found = find_site(draft, width)
+            if isinstance(found, Site):
+                sites[width] = found
+                continue
+            named = next((match for match in asked[width] if match.named), None)
+            if named is not None:
+                raise GrowthError(
+                    explain(
+                        f"New units of layer {label(named.facts)} can't be chosen by gradient",
+                        found,
+                        repr(self),
+                        "Pass `new_units='fresh'`, or choose another layer",
+                    )
+                )
+            skipped += [Skipped(match.facts.path, found) for match in asked[width]]
+            del sizes[width]
+        return sites
 
     def _check_direction(self, request: Request, now: int) -> None:
         if request.units is not None and request.units < now:
