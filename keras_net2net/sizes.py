@@ -91,9 +91,13 @@ def smaller_sizes_for(
     sums = _sums(steps, start - units + min(steps.values()))
     for base in (shrunk, now):
         sizes, missing = dict(base), evaluate(expression, base) - units
-        while missing > 0 and (width := sums[missing]) is not None and sizes[width] > 1:
-            sizes[width] -= 1
-            missing -= steps[width]
+        while missing > 0:
+            rest = {w: missing - step for w, step in steps.items() if sizes[w] > 1}
+            fits = [w for w, left in rest.items() if left == 0 or (left > 0 and sums[left])]
+            if not fits:
+                break
+            sizes[fits[0]] -= 1
+            missing = rest[fits[0]]
         if evaluate(expression, sizes) == units:
             return {width: size for width, size in sizes.items() if size < now[width]}, []
     least = evaluate(expression, dict.fromkeys(now, 1))
