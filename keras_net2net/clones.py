@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_net2net.copies import copy_model
 from keras_net2net.graph import read
-from keras_net2net.growth import copy_for, grow
+from keras_net2net.growth import copy_for, grow_model
 from keras_net2net.operations.deeper import Deeper
 from keras_net2net.operations.wider import Wider
 
@@ -72,8 +72,16 @@ def clone_and_grow(
     >>> teacher.count_params(), student.count_params()
     (58, 386)
     """
-    student, named = copy_for(teacher, operations)
-    grow(student, named, seed=seed, verify=verify, calibration=calibration, freeze=freeze)
+    student, named = copy_for(teacher, operations, calibration)
+    grow_model(
+        student,
+        named,
+        seed=seed,
+        verify=verify,
+        calibration=calibration,
+        freeze=freeze,
+        loss_of=teacher,
+    )
     return student
 
 

@@ -43,6 +43,7 @@ class Draft:
         stuck: Opened layers, by path, whose code couldn't have other sizes; with
             what it does, and how often it was tried.
         calibration: Data for operations that look at activations or gradients.
+        loss_of: The compiled model whose loss counts. Defaults to `None`: the model.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class Draft:
         seed: int,
         stuck: Mapping[str, tuple[str, int]] | None = None,
         calibration: Any = None,
+        loss_of: Any = None,
     ) -> None:
         self.model = model
+        self.loss_of = model if loss_of is None else loss_of
         self.seed = seed
         self.stuck = dict(stuck or {})
         self.calibration = calibration

@@ -116,13 +116,14 @@ class GradMax:
                     "Pass `grow(..., calibration=(x, y))`",
                 )
             )
-        if not getattr(model, "compiled", False):
+        trained = draft.loss_of
+        if not getattr(trained, "compiled", False):
             raise GrowthError(
                 explain(
                     "New units can't be chosen by gradient",
                     f"the model {model.name!r} isn't compiled, and so has no loss",
                     received,
-                    "Compile the model, and grow it in place",
+                    "Compile the model first",
                 )
             )
         x, y = (keras.tree.map_structure(keras.ops.convert_to_tensor, data) for data in (x, y))
@@ -142,12 +143,13 @@ class GradMax:
         ):
             model(x, training=True)
         # Outside of the scope, since a loss makes variables at its first call.
-        model.compute_loss(x=x, y=y, y_pred=model(x, training=False))
+        trained.compute_loss(x=x, y=y, y_pred=model(x, training=False))
 
         def loss(probes: list[Any]) -> Any:
             added = dict(zip(map(id, operations), probes, strict=True))
             with _before_activation(operations, lambda layer, z: z + added[id(layer)]):
-                return model.compute_loss(x=x, y=y, y_pred=model(x, training=True), training=True)
+                made = model(x, training=True)
+                return trained.compute_loss(x=x, y=y, y_pred=made, training=True)
 
         zeros = [np.zeros(shapes[id(layer)], "float32") for layer in operations]
         slopes = gradients(loss, zeros)

@@ -58,14 +58,16 @@ def plan(model: Any, operations: Any, *, seed: int | None = None, calibration: A
     if len(groups) == 1:
         return draft_growth(model, operations, seed, calibration=calibration).plan()
     # What later stages look at is there only once the earlier ones are done: on a copy.
-    copy, named = copy_for(model, operations)
-    return grow(copy, named, seed=seed, verify=False, calibration=calibration).plan
+    copy, named = copy_for(model, operations, calibration)
+    options = {"seed": seed, "verify": False, "calibration": calibration}
+    return grow_model(copy, named, loss_of=model, **options).plan
 
 
-def copy_for(model: Any, operations: Any) -> tuple[Any, list[Operation]]:
+def copy_for(model: Any, operations: Any, calibration: Any = None) -> tuple[Any, list[Operation]]:
     """A copy of a model, and operations that name its layers by their paths."""
     wanted = as_operations(operations)
-    draft = draft_growth(model, stages(wanted)[0], 0)  # fail before anything is copied
+    # Fail before anything is copied.
+    draft = draft_growth(model, stages(wanted)[0], 0, calibration=calibration)
     return copy_model(read(model)), [one.by_path(draft) for one in wanted]
 
 
@@ -88,10 +90,11 @@ def draft_growth(
     seed: int | None,
     stuck: dict[str, tuple[str, int]] | None = None,
     calibration: Any = None,
+    loss_of: Any = None,
 ) -> Draft:
     """Plans a growth, and returns the draft that knows the plan and the graph."""
     wanted = as_operations(operations)
-    draft = Draft(model, as_seed(seed), stuck, calibration)
+    draft = Draft(model, as_seed(seed), stuck, calibration, loss_of)
     for operation in wanted:
         draft.steps.extend(operation.draft(draft))
     return draft
@@ -181,6 +184,31 @@ def grow(
     >>> report.difference < 1e-6
     True
     """
+    return grow_model(
+        model,
+        operations,
+        seed=seed,
+        optimizer_state=optimizer_state,
+        learning_rate=learning_rate,
+        verify=verify,
+        calibration=calibration,
+        freeze=freeze,
+    )
+
+
+def grow_model(
+    model: Any,
+    operations: Any,
+    *,
+    seed: int | None = None,
+    optimizer_state: str = "reset",
+    learning_rate: float | None = None,
+    verify: Any = True,
+    calibration: Any = None,
+    freeze: str | None = None,
+    loss_of: Any = None,
+) -> GrowthReport:
+    """Grows a model as `grow` does; a copy by the loss of the model that it is a copy of."""
     started = time.perf_counter()
     _check_arguments(optimizer_state, learning_rate)
     check_freeze(freeze, model)
@@ -189,7 +217,16 @@ def grow(
     while True:
         try:
             return _grow(
-                model, operations, seed, learning_rate, verify, calibration, freeze, stuck, started
+                model,
+                operations,
+                seed,
+                learning_rate,
+                verify,
+                calibration,
+                freeze,
+                loss_of,
+                stuck,
+                started,
             )
         except CodeError as error:
             # What the code of an opened layer does at other sizes shows once it has them.
@@ -208,6 +245,7 @@ def _grow(
     verify: Any,
     calibration: Any,
     freeze: str | None,
+    loss_of: Any,
     stuck: dict[str, tuple[str, int]],
     started: float,
 ) -> GrowthReport:
@@ -221,7 +259,7 @@ def _grow(
     privates.sync_state(model)
     try:
         for group in stages(operations):
-            draft = draft_growth(model, group, seed, stuck, calibration)
+            draft = draft_growth(model, group, seed, stuck, calibration, loss_of)
             planned = draft.plan()
             plans.append(planned)
             notes += _notes(draft, planned)

