@@ -497,3 +497,29 @@ def test_a_pattern_skips_what_has_too_few_duplicates():
     assert [w.name for w in plan.steps[0].widths] == ["a"]
     reasons = {skip.path: skip.reason for skip in plan.steps[0].skipped}
     assert reasons["b"] == "none of its 4 units is a duplicate"
+
+
+@pytest.mark.parametrize("seed", range(12 if BACKEND == "torch" else 2))
+def test_random_models_come_back_from_a_widening(seed):
+    from tests.random_models import Builder, Seeded, double_precision
+
+    with double_precision():
+        model, symbols = Builder(Seeded(seed)).model()
+        randomize(model)
+        x = keras.tree.map_structure(_random_data, symbols)
+        before, size = both_modes(model, x), model.count_params()
+        try:
+            n2n.grow(model, n2n.Wider(factor=1.5), seed=seed, verify=False)
+        except FixedWidthError:
+            return
+        narrow(model)
+        assert_same(both_modes(model, x), before, 1e-9)
+    assert model.count_params() == size
+
+
+def _random_data(tensor) -> np.ndarray:
+    random = np.random.default_rng(0)
+    shape = [4, *(4 if size is None else size for size in tensor.shape[1:])]
+    if "int" in tensor.dtype:
+        return random.integers(0, 6, shape).astype(tensor.dtype)
+    return random.standard_normal(shape).astype(tensor.dtype)
