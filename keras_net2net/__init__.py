@@ -18,9 +18,12 @@ from keras_net2net.facts import follows, makes, reads
 from keras_net2net.freezing import unfreeze
 from keras_net2net.growth import grow, plan
 from keras_net2net.operations.deeper import Deeper
+from keras_net2net.operations.larger_kernel import LargerKernel
 from keras_net2net.operations.narrower import Narrower
+from keras_net2net.operations.new_classes import NewClasses
 from keras_net2net.operations.wider import Wider
 from keras_net2net.plan import Plan
+from keras_net2net.rates import Rewarm, Rewind
 from keras_net2net.report import GrowthReport
 from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.registry import register_rule
@@ -36,9 +39,13 @@ __all__ = [
     "GrowthError",
     "GrowthReport",
     "GrowthScheduler",
+    "LargerKernel",
     "Narrower",
+    "NewClasses",
     "NotIdentityError",
     "Plan",
+    "Rewarm",
+    "Rewind",
     "RuleCall",
     "SizeError",
     "UnknownLayerError",

@@ -54,7 +54,7 @@ def apply_plan(
     with privates.variable_scope(draft.model):
         old = (_values(known[path].operation, changes[path]) for path in growing)
         work = ((values, changes[path], plan.seed) for path, values in zip(growing, old))  # noqa: B905
-        for path, values in zip(growing, _ahead(grown_values, work), strict=True):
+        for path, values in zip(growing, ahead(grown_values, work), strict=True):
             grow_layer(known[path], changes[path], values, transaction)
         for path, new in draft.inserted.items():
             steps = changes.get(path, [])
@@ -80,6 +80,17 @@ def apply_plan(
     privates.containers_changed(models)
     added = [variable for layer in inserted.values() for variable in layer.trainable_variables]
     return added, notes
+
+
+def changed_variables(plan: Plan, draft: Draft) -> dict[str, Any]:
+    """The variables of the model that a plan changes, by their paths in the plan."""
+    layers = {facts.path: facts.operation for facts in draft.inference.facts.values()}
+    found = {}
+    for path in {layer.path for step in plan.steps for layer in step.layers}:
+        if path not in draft.inserted and isinstance(layers[path], keras.Layer):
+            for name, variable in privates.named_variables(layers[path]).items():
+                found[f"{path}/{name}"] = variable
+    return found
 
 
 def containers(graph: Graph) -> list[Any]:
@@ -119,7 +130,7 @@ def grown_values(
     return grown
 
 
-def _ahead(function: Callable[..., T], work: Iterable[tuple], depth: int = 4) -> Iterator[T]:
+def ahead(function: Callable[..., T], work: Iterable[tuple], depth: int = 4) -> Iterator[T]:
     """Maps a function over arguments in threads, in order, a few results ahead.
 
     NumPy lets go of the interpreter while it computes, so that the values of one

@@ -10,7 +10,7 @@ import keras
 
 from keras_net2net.errors import GrowthError, explain
 from keras_net2net.freezing import check_freeze
-from keras_net2net.growth import _check_arguments, grow
+from keras_net2net.growth import check_arguments, grow
 from keras_net2net.operations.base import as_operations, whole_number
 from keras_net2net.report import GrowthReport
 
@@ -65,7 +65,7 @@ class GrowthScheduler(keras.callbacks.Callback):
         *,
         seed: int | None = None,
         optimizer_state: str = "reset",
-        learning_rate: float | None = None,
+        learning_rate: Any = None,
         verify: Any = True,
         calibration: Any = None,
         freeze: str | None = None,
@@ -73,7 +73,7 @@ class GrowthScheduler(keras.callbacks.Callback):
         verbose: int = 1,
     ) -> None:
         super().__init__()
-        _check_arguments(optimizer_state, learning_rate)
+        check_arguments(optimizer_state, learning_rate)
         check_freeze(freeze)
         self.schedule = _checked(schedule)
         self.seed = seed
@@ -99,7 +99,7 @@ class GrowthScheduler(keras.callbacks.Callback):
             operations,
             seed=self.seed,
             optimizer_state=self.optimizer_state,
-            learning_rate=self.learning_rate,
+            learning_rate=_told(self.learning_rate, now),
             verify=self.verify,
             calibration=self.calibration,
             freeze=self.freeze,
@@ -116,6 +116,27 @@ class GrowthScheduler(keras.callbacks.Callback):
         if isinstance(self.schedule, Mapping):
             return self.schedule.get(epoch)
         return self.schedule(epoch, self.model)
+
+
+def _told(policy: Any, epoch: int) -> Any:
+    """What becomes of the learning rate, with callables told the epoch by their report."""
+    if isinstance(policy, (list, tuple)):
+        return [_told(one, epoch) for one in policy]
+    if not callable(policy):
+        return policy
+    return _Told(policy, epoch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    policy: Callable[[Any, GrowthReport], Any]
+    epoch: int
+
+    def __call__(self, old: Any, report: GrowthReport) -> Any:
+        return self.policy(old, dataclasses.replace(report, epoch=self.epoch))
+
+    def __repr__(self) -> str:
+        return repr(self.policy)
 
 
 def _checked(schedule: Schedule) -> Schedule:

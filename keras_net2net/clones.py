@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from keras_net2net import keras_privates as privates
 from keras_net2net.copies import copy_model
+from keras_net2net.errors import GrowthError, explain
 from keras_net2net.graph import read
-from keras_net2net.growth import copy_for, grow_model
+from keras_net2net.growth import check_arguments, copy_for, grow_model
 from keras_net2net.operations.deeper import Deeper
 from keras_net2net.operations.wider import Wider
 
@@ -41,6 +43,8 @@ def clone_and_grow(
     operations: Any,
     *,
     seed: int | None = None,
+    optimizer_state: str | None = None,
+    learning_rate: Any = None,
     verify: Any = True,
     calibration: Any = None,
     freeze: str | None = None,
@@ -51,12 +55,16 @@ def clone_and_grow(
         teacher: A built `keras.Model`. It isn't changed.
         operations: An operation, or a list of operations.
         seed: See `grow`. Defaults to `None`.
+        optimizer_state: `"carry"` or `"reset"`: the student is compiled as the teacher
+            is, and its optimizer goes on from where the teacher's is, as in `grow`.
+            Defaults to `None`: it is left uncompiled.
+        learning_rate: See `grow`; for a student that is compiled. Defaults to `None`.
         verify: See `grow`. Defaults to `True`.
         calibration: See `grow`. Defaults to `None`.
         freeze: See `grow`. Defaults to `None`.
 
     Returns:
-        The student, uncompiled. It shares nothing with the teacher.
+        The student. It shares nothing with the teacher.
 
     Raises:
         GrowthError: If the growth can't be done.
@@ -72,11 +80,16 @@ def clone_and_grow(
     >>> teacher.count_params(), student.count_params()
     (58, 386)
     """
+    check_arguments(optimizer_state or "reset", learning_rate)
     student, named = copy_for(teacher, operations, calibration)
+    if optimizer_state is not None:
+        compile_like(student, teacher)
     grow_model(
         student,
         named,
         seed=seed,
+        optimizer_state=optimizer_state or "reset",
+        learning_rate=learning_rate,
         verify=verify,
         calibration=calibration,
         freeze=freeze,
@@ -85,12 +98,44 @@ def clone_and_grow(
     return student
 
 
+def compile_like(student: Any, teacher: Any) -> None:
+    """Compiles a copy of a model as the model is, its optimizer's state included.
+
+    Args:
+        student: The copy.
+        teacher: The model.
+
+    Raises:
+        GrowthError: If the model isn't compiled, or with something that can't be copied.
+    """
+    problem: Any = "it isn't compiled" if getattr(teacher, "optimizer", None) is None else None
+    if problem is None:
+        try:
+            student.compile_from_config(teacher.get_compile_config())
+        except Exception as error:
+            problem = error
+    if problem is not None or getattr(student, "optimizer", None) is None:
+        raise GrowthError(
+            explain(
+                f"The student can't be compiled as {teacher.name!r} is",
+                f"{problem or 'its `compile` is its own'}",
+                "an `optimizer_state`",
+                "Pass `optimizer_state=None` and compile the student, or register what the "
+                "teacher was compiled with by `keras.saving.register_keras_serializable`",
+            )
+        ) from (problem if isinstance(problem, Exception) else None)
+    pairs = list(zip(teacher.variables, student.variables, strict=True))
+    privates.copy_optimizer_state(teacher.optimizer, student.optimizer, pairs)
+
+
 def net2wider(
     teacher: Any,
     layers: Any = None,
     units: int | None = None,
     *,
     seed: int | None = None,
+    optimizer_state: str | None = None,
+    learning_rate: Any = None,
     verify: Any = True,
     **options: Any,
 ) -> Any:
@@ -101,11 +146,13 @@ def net2wider(
         layers: Which layers, as in `Wider`; a dict from layers to units, say.
         units: The new number of units. Defaults to `None`.
         seed: See `grow`. Defaults to `None`.
+        optimizer_state: See `clone_and_grow`. Defaults to `None`.
+        learning_rate: See `clone_and_grow`. Defaults to `None`.
         verify: See `grow`. Defaults to `True`.
         **options: The other arguments of `Wider`: `factor`, `new_units`, ...
 
     Returns:
-        The student, uncompiled.
+        The student, uncompiled unless `optimizer_state` says otherwise.
 
     Raises:
         GrowthError: If the growth can't be done.
@@ -123,7 +170,14 @@ def net2wider(
     32
     """
     operation = Wider(layers, units, **options)
-    return clone_and_grow(teacher, operation, seed=seed, verify=verify)
+    return clone_and_grow(
+        teacher,
+        operation,
+        seed=seed,
+        optimizer_state=optimizer_state,
+        learning_rate=learning_rate,
+        verify=verify,
+    )
 
 
 def net2deeper(
@@ -132,6 +186,8 @@ def net2deeper(
     count: int = 1,
     *,
     seed: int | None = None,
+    optimizer_state: str | None = None,
+    learning_rate: Any = None,
     verify: Any = True,
     **options: Any,
 ) -> Any:
@@ -142,11 +198,13 @@ def net2deeper(
         layers: After which layers to insert, as in `Deeper`.
         count: How many layers to insert after each. Defaults to `1`.
         seed: See `grow`. Defaults to `None`.
+        optimizer_state: See `clone_and_grow`. Defaults to `None`.
+        learning_rate: See `clone_and_grow`. Defaults to `None`.
         verify: See `grow`. Defaults to `True`.
         **options: The other arguments of `Deeper`.
 
     Returns:
-        The student, uncompiled.
+        The student, uncompiled unless `optimizer_state` says otherwise.
 
     Raises:
         GrowthError: If the growth can't be done.
@@ -163,4 +221,11 @@ def net2deeper(
     >>> [layer.name for layer in n2n.net2deeper(teacher, "fc").layers]
     ['fc', 'fc_deeper_1', 'out']
     """
-    return clone_and_grow(teacher, Deeper(layers, count, **options), seed=seed, verify=verify)
+    return clone_and_grow(
+        teacher,
+        Deeper(layers, count, **options),
+        seed=seed,
+        optimizer_state=optimizer_state,
+        learning_rate=learning_rate,
+        verify=verify,
+    )

@@ -7,9 +7,10 @@ wiring in the graph, and records what it did. The model itself is never touched.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -20,10 +21,29 @@ from keras_net2net.facts import Facts, Scaled, WeightAxis
 from keras_net2net.graph import Call, Graph, Tensor
 from keras_net2net.inference import Inference
 from keras_net2net.plan import Insertion, LayerChange, Plan, Step, WidthChange
-from keras_net2net.remaps import Remap, draw, draw_bound, remap_of
+from keras_net2net.remaps import Remap, appended, draw, draw_bound, remap_of
 from keras_net2net.rules import builtin  # noqa: F401  (fills the rule book)
-from keras_net2net.weights import Addition, AxisChange, NewUnits, VariableChange
+from keras_net2net.weights import MAKES, READS, Addition, AxisChange, NewUnits, VariableChange
 from keras_net2net.widths import EXPRESSIONS, Expression, Width, resolve, widths_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How units start that nothing in the model reads yet, as the new classes of a head.
+
+    Args:
+        zero: The widths of which what makes new units is zero; for the others, it holds
+            the mean of the old ones.
+        offsets: What is added to new entries of weights, by path.
+    """
+
+    zero: frozenset[Width]
+    offsets: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def silent(self, axis: WeightAxis) -> bool:
+        """Whether an axis of a weight is zero for them."""
+        zero = any(width in self.zero for width in widths_of(axis.expression))
+        return axis.role == READS or (axis.role == MAKES and zero)
 
 
 @dataclasses.dataclass(eq=False)
@@ -67,13 +87,25 @@ class Draft:
         self.parameters = int(model.count_params())
         self._before = self.parameters
         self._inference: Inference | None = None
+        self._heads: frozenset[int] = frozenset()
 
     @property
     def inference(self) -> Inference:
         """What is inferred of the graph as it stands."""
         if self._inference is None:
-            self._inference = Inference(self.graph, self.settings, self.shapes, self.stuck)
+            self._inference = Inference(
+                self.graph, self.settings, self.shapes, self.stuck, self._heads
+            )
         return self._inference
+
+    @contextlib.contextmanager
+    def open_heads(self, layers: Iterable[Any]) -> Iterator[None]:
+        """Lets the units of layers grow that are outputs of the model, inside a `with`."""
+        self._heads, self._inference = frozenset(map(id, layers)), None
+        try:
+            yield
+        finally:
+            self._heads, self._inference = frozenset(), None
 
     def plan(self) -> Plan:
         """The plan so far."""
@@ -150,6 +182,7 @@ class Draft:
         asked: Mapping[Width, Iterable[str]],
         fills: Mapping[Width, str | None] | None = None,
         additions: Mapping[str, tuple[Addition, ...]] | None = None,
+        start: Start | None = None,
     ) -> tuple[tuple[WidthChange, ...], tuple[LayerChange, ...]]:
         """Grows widths, and all that is made of them.
 
@@ -160,6 +193,8 @@ class Draft:
             fills: For the widths that a normalization sees together, what their new
                 units hold, as in `draw_bound`.
             additions: What is added to weights, by path.
+            start: For units that nothing may read yet, how they start; they are put behind
+                the old ones, and copy none of them. Defaults to `None`: `how` says it.
 
         Returns:
             The widths and the layers that change.
@@ -169,11 +204,13 @@ class Draft:
         for width, size in sizes.items():
             old = int(width.size or 0)
             remaps[width] = (
-                draw_bound(self.seed, width.name, old, size, fills[width])
+                appended(old, size)
+                if start is not None
+                else draw_bound(self.seed, width.name, old, size, fills[width])
                 if width in fills
                 else draw(self.seed, width.name, old, size)
             )
-        return self.remap(remaps, asked, how, fills, additions)
+        return self.remap(remaps, asked, how, fills, additions, start)
 
     def remap(
         self,
@@ -182,6 +219,7 @@ class Draft:
         how: NewUnits | None = None,
         fills: Mapping[Width, str | None] | None = None,
         additions: Mapping[str, tuple[Addition, ...]] | None = None,
+        start: Start | None = None,
     ) -> tuple[tuple[WidthChange, ...], tuple[LayerChange, ...]]:
         """Gives widths other units, and with them all that is made of them.
 
@@ -191,6 +229,7 @@ class Draft:
             how: How new units start. Defaults to `None`: as copies.
             fills: As for `widen`.
             additions: What is added to weights, by path.
+            start: As for `widen`.
 
         Returns:
             The widths and the layers that change.
@@ -209,7 +248,7 @@ class Draft:
         evaluate = _Evaluator(remaps, fills or {})
         layers = []
         for facts in self.inference.facts.values():
-            change = self._layer_change(facts, evaluate, how or NewUnits(), additions or {})
+            change = self._layer_change(facts, evaluate, how or NewUnits(), additions or {}, start)
             if change is not None:
                 if not facts.passing:
                     layers.append(change)
@@ -229,6 +268,7 @@ class Draft:
         evaluate: _Evaluator,
         how: NewUnits,
         additions: Mapping[str, tuple[Addition, ...]],
+        start: Start | None,
     ) -> LayerChange | None:
         variables = []
         for name, axes in facts.weights.items():
@@ -237,14 +277,24 @@ class Draft:
             added = additions.get(path, ())
             if all(remap is None for remap in remaps) and not added:
                 continue
+            offset = 0.0 if start is None else start.offsets.get(f"{facts.path}/{name}", 0.0)
             changes = tuple(
-                None if remap is None else AxisChange(axis.role, remap, evaluate.silent(axis))
+                None
+                if remap is None
+                else AxisChange(axis.role, remap, evaluate.silent(axis))
+                if start is None
+                else AxisChange(
+                    axis.role,
+                    remap,
+                    silent=start.silent(axis),
+                    offset=offset,
+                )
                 for axis, remap in zip(axes, remaps, strict=True)
             )
             scale = evaluate.scale(facts.scales[name]) if name in facts.scales else 1.0
-            change = VariableChange(path, changes, how, scale, added)
+            old = tuple(axis.expression.size or 0 for axis in axes)
+            change = VariableChange(path, changes, how, scale, old, added)
             variables.append(change)
-            old = [axis.expression.size or 0 for axis in axes]
             self.shapes[change.name] = change.new_shape(old)
             self.parameters += _count(self.shapes[change.name]) - _count(old)
         config = []
@@ -259,6 +309,39 @@ class Draft:
             return None
         kind = type(facts.operation).__name__
         return LayerChange(facts.path, kind, tuple(config), tuple(variables))
+
+    def resize(
+        self, facts: Facts, weights: Mapping[str, Mapping[int, Remap]], config: Mapping[str, Any]
+    ) -> LayerChange:
+        """Changes axes of weights that no width lies on, such as the space of a kernel.
+
+        Args:
+            facts: The layer.
+            weights: For each of its weights that changes, the remaps of axes.
+            config: The settings that change, with their new values.
+
+        Returns:
+            The change.
+        """
+        variables = []
+        for name, remaps in weights.items():
+            axes = facts.weights[name]
+            changes = tuple(
+                AxisChange(axis.role, remaps[at]) if at in remaps else None
+                for at, axis in enumerate(axes)
+            )
+            change = VariableChange(f"{facts.path}/{name}", changes)
+            old = [axis.expression.size or 0 for axis in axes]
+            self.shapes[change.name] = change.new_shape(old)
+            self.parameters += _count(self.shapes[change.name]) - _count(old)
+            variables.append(change)
+        changed = tuple(
+            (key, self.setting(facts.operation, key), value) for key, value in config.items()
+        )
+        self.settings.setdefault(id(facts.operation), {}).update(config)
+        self._inference = None
+        kind = type(facts.operation).__name__
+        return LayerChange(facts.path, kind, changed, tuple(variables))
 
     def setting(self, operation: Any, key: str) -> Any:
         """An attribute of a layer, as it is in the plan so far."""

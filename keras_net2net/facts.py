@@ -142,6 +142,55 @@ class Normalized:
     obstacle: Obstacle
 
 
+@dataclasses.dataclass(frozen=True)
+class Competition:
+    """Units that share what they get among each other, as in a softmax.
+
+    Args:
+        expression: The units.
+        kind: `"softmax"` or `"log_softmax"`.
+        obstacle: What does it.
+    """
+
+    expression: Expression
+    kind: str
+    obstacle: Obstacle
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """How the units of a head stand in a tensor.
+
+    Args:
+        kind: `"values"`: each as a function of itself alone; `"softmax"` or
+            `"log_softmax"`: as parts of a whole; `"mixed"`: otherwise.
+        over: The axes that a softmax ran over.
+        scale: What differences between logits were multiplied by since the head made
+            them, before they were normalized or squashed; `None` if that isn't known.
+        squashed: Whether a sigmoid made them probabilities.
+    """
+
+    kind: str = "values"
+    over: tuple[Expression, ...] = ()
+    scale: float | None = 1.0
+    squashed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadOutput:
+    """An output of the model that holds the units of a head.
+
+    Args:
+        output: The position of the output among the flat outputs.
+        axis: The position of the axis.
+        shown: How the units stand in it.
+    """
+
+    output: int
+    axis: int
+    shown: Shown
+
+
 @dataclasses.dataclass(eq=False)
 class Facts:
     """What inference found out about one layer or operation.

@@ -20,7 +20,7 @@ import numpy as np
 from keras_net2net import keras_privates as privates
 from keras_net2net.draft import Draft
 from keras_net2net.errors import GrowthError, explain
-from keras_net2net.optimizers import update_optimizer
+from keras_net2net.optimizers import OptimizerUpdate
 from keras_net2net.plan import Plan
 from keras_net2net.transaction import Transaction
 from keras_net2net.weights import VariableChange
@@ -239,6 +239,7 @@ def unfreeze(model: Any) -> None:
     transaction = Transaction()
     privates.sync_state(model)
     transaction.remember(model)
+    optimizer = OptimizerUpdate(model)
     thawed: list[Any] = []
     changed = False
     try:
@@ -252,7 +253,8 @@ def unfreeze(model: Any) -> None:
                     changed = True
                     _constrain(variable, None, transaction)
         if changed:
-            update_optimizer(model, thawed, None, transaction)
+            nothing = Plan(model.name, 0, (), 0, 0)
+            optimizer.slots(nothing, {}, thawed, "reset", transaction)
             privates.forget_functions(model)
     except BaseException:
         transaction.roll_back()

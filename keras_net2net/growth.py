@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from typing import Any
@@ -9,20 +10,20 @@ from typing import Any
 import numpy as np
 
 from keras_net2net import keras_privates as privates
-from keras_net2net.apply import apply_plan, containers
+from keras_net2net.apply import apply_plan, changed_variables, containers
+from keras_net2net.compiled import update_compiled
 from keras_net2net.copies import copy_model
 from keras_net2net.draft import Draft
 from keras_net2net.errors import CodeError, GrowthError, explain
 from keras_net2net.freezing import Changes, check_freeze, freeze_old
 from keras_net2net.graph import read
 from keras_net2net.operations.base import Operation, as_operations
-from keras_net2net.optimizers import update_optimizer
+from keras_net2net.optimizers import OPTIMIZER_STATES, OptimizerUpdate
 from keras_net2net.plan import Plan
+from keras_net2net.rates import check_policy
 from keras_net2net.report import GrowthReport
 from keras_net2net.transaction import Transaction
 from keras_net2net.verify import Probe, probe
-
-OPTIMIZER_STATES = ("reset",)
 
 
 def plan(model: Any, operations: Any, *, seed: int | None = None, calibration: Any = None) -> Plan:
@@ -120,7 +121,7 @@ def grow(
     *,
     seed: int | None = None,
     optimizer_state: str = "reset",
-    learning_rate: float | None = None,
+    learning_rate: Any = None,
     verify: Any = True,
     calibration: Any = None,
     freeze: str | None = None,
@@ -143,10 +144,17 @@ def grow(
             weights on every backend and machine. Defaults to `None`: a random one,
             which the report names.
         optimizer_state: `"reset"`: the optimizer's slots (moments, averages) start
-            again. Defaults to `"reset"`.
+            again. `"carry"`: they grow as the gradients do: a copy's moments are those
+            of its unit, times the share with which it is read (squared for second
+            moments); what reads it keeps them as they are; fresh units and inserted
+            layers start again. Exact for even shares, an estimate for random ones.
+            Defaults to `"reset"`.
         learning_rate: Float, what the learning rate is multiplied by, schedules
             included. Chen et al. (2016, section 3) advise a tenth of the teacher's
-            initial rate. Defaults to `None`: it stays.
+            initial rate. Or a callable `(old, report) -> new` from the rate (a float or
+            a schedule) and the `GrowthReport` to the new rate; `Rewind()` and `Rewarm()`
+            are such. Or a list of these, done one after the other. Defaults to `None`:
+            it stays.
         verify: Whether outputs before and after are compared, at inference, before
             the growth is final: `True` on a random batch made from the model's
             input shapes, or a batch of inputs to use instead. For operations that
@@ -202,7 +210,7 @@ def grow_model(
     *,
     seed: int | None = None,
     optimizer_state: str = "reset",
-    learning_rate: float | None = None,
+    learning_rate: Any = None,
     verify: Any = True,
     calibration: Any = None,
     freeze: str | None = None,
@@ -210,7 +218,7 @@ def grow_model(
 ) -> GrowthReport:
     """Grows a model as `grow` does; a copy by the loss of the model that it is a copy of."""
     started = time.perf_counter()
-    _check_arguments(optimizer_state, learning_rate)
+    check_arguments(optimizer_state, learning_rate)
     check_freeze(freeze, model)
     seed = as_seed(seed)
     stuck: dict[str, tuple[str, int]] = {}
@@ -220,6 +228,7 @@ def grow_model(
                 model,
                 operations,
                 seed,
+                optimizer_state,
                 learning_rate,
                 verify,
                 calibration,
@@ -241,7 +250,8 @@ def _grow(
     model: Any,
     operations: Any,
     seed: int,
-    learning_rate: float | None,
+    optimizer_state: str,
+    learning_rate: Any,
     verify: Any,
     calibration: Any,
     freeze: str | None,
@@ -256,7 +266,9 @@ def _grow(
     plans: list[Plan] = []
     inserted: list[Any] = []
     changes = Changes()
+    changed: dict[str, Any] = {}
     privates.sync_state(model)
+    optimizer = OptimizerUpdate(model)
     try:
         for group in stages(operations):
             draft = draft_growth(model, group, seed, stuck, calibration, loss_of)
@@ -276,6 +288,7 @@ def _grow(
             changes.add(planned, draft)
             inserted += more
             notes += seen
+            changed.update(changed_variables(planned, draft))
         whole = Plan.joined(plans)
         if not whole.empty:
             with privates.variable_scope(model):
@@ -283,44 +296,46 @@ def _grow(
                     model, changes, inserted, freeze == "teacher", transaction
                 )
             notes += seen
-            update_optimizer(model, [*inserted, *thawed], learning_rate, transaction)
+            notes += optimizer.slots(
+                whole, changed, [*inserted, *thawed], optimizer_state, transaction
+            )
+            if whole.outputs:
+                shapes = [tensor.shape for tensor in draft.graph.flat_outputs]
+                notes += update_compiled(model, whole.outputs, shapes, transaction)
             privates.forget_functions(model)
         if before is not None:
-            difference = before.check(model) if whole.exact else before.difference(model)
+            compare = before.check if whole.exact else before.difference
+            difference = compare(model, whole.outputs)
+        report = GrowthReport(
+            plan=whole,
+            operations=tuple(step.operation for step in whole.steps),
+            parameters_before=whole.parameters_before,
+            parameters_after=whole.parameters_after,
+            seconds=time.perf_counter() - started,
+            difference=difference,
+            notes=tuple(dict.fromkeys(notes)),
+            step=optimizer.step,
+        )
+        if not whole.empty:
+            optimizer.rate(learning_rate, report, transaction)
     except BaseException:
         transaction.roll_back()
         raise
-    return GrowthReport(
-        plan=whole,
-        operations=tuple(step.operation for step in whole.steps),
-        parameters_before=whole.parameters_before,
-        parameters_after=whole.parameters_after,
-        seconds=time.perf_counter() - started,
-        difference=difference,
-        notes=tuple(dict.fromkeys(notes)),
-    )
+    return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
 
-def _check_arguments(optimizer_state: str, learning_rate: float | None) -> None:
+def check_arguments(optimizer_state: str, learning_rate: Any) -> None:
+    """Checks what is to become of the optimizer."""
     if optimizer_state not in OPTIMIZER_STATES:
         raise GrowthError(
             explain(
                 "The optimizer's state can't be treated like that",
                 f"it is one of {', '.join(map(repr, OPTIMIZER_STATES))}",
                 f"optimizer_state={optimizer_state!r}",
-                "Pass `optimizer_state='reset'`",
+                "Pass `optimizer_state='reset'` or `optimizer_state='carry'`",
             )
         )
-    good = isinstance(learning_rate, (int, float)) and 0 < learning_rate < float("inf")
-    if learning_rate is not None and (isinstance(learning_rate, bool) or not good):
-        raise GrowthError(
-            explain(
-                "The learning rate can't be scaled",
-                "it is multiplied by a positive factor",
-                f"learning_rate={learning_rate!r}",
-                "Pass for example `learning_rate=0.1`, or `None` to keep the rate",
-            )
-        )
+    check_policy(learning_rate)
 
 
 def _notes(draft: Draft, planned: Plan) -> tuple[str, ...]:

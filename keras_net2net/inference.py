@@ -9,7 +9,7 @@ it, which is harmless until someone asks to change one of them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -17,8 +17,10 @@ import keras
 from keras_net2net import keras_privates as privates
 from keras_net2net.facts import (
     MADE,
+    Competition,
     Content,
     Facts,
+    HeadOutput,
     Normalized,
     Place,
     Scaled,
@@ -50,11 +52,13 @@ class Inference:
         settings: Attributes that a plan has changed so far, by `id` of layer.
         shapes: Shapes of weights that a plan has changed so far, by path.
         stuck: Opened layers whose code can't have other sizes, as in `Draft`.
+        heads: The layers, by `id`, whose units may grow although they are outputs.
 
     Attributes:
         axes: The width expressions of each tensor, by `id` of `Tensor`.
         facts: What is known of each layer, by `id`, in the order of the graph.
         normalized: The units that normalizations see together.
+        head_outputs: What becomes of the units of `heads` in the outputs of the model.
     """
 
     def __init__(
@@ -63,11 +67,15 @@ class Inference:
         settings: Mapping[int, Mapping[str, Any]],
         shapes: Mapping[str, tuple[int, ...]],
         stuck: Mapping[str, tuple[str, int]] | None = None,
+        heads: Collection[int] = (),
     ) -> None:
         self.graph = graph
         self.settings = settings
         self.shapes = shapes
         self.stuck = stuck or {}
+        self.heads = heads
+        self.head_outputs: list[HeadOutput] = []
+        self.competitions: dict[int, list[Competition]] = {}
         self.axes: dict[int, Axes] = {}
         self.facts: dict[int, Facts] = {}
         self.normalized: list[Normalized] = []
@@ -91,11 +99,18 @@ class Inference:
             self._infer_training(
                 graph, graph.training, Obstacle("the model", "differs in training")
             )
+        kept: set[Width] = set()
+        if heads:
+            from keras_net2net.heads import release_heads
+
+            kept = release_heads(self)
         producers = {id(t): call.path for call in graph.calls for t in call.outputs}
         for tensor in graph.flat_outputs:
             where = producers.get(id(tensor), "the output")
             for expression in self.of(tensor):
-                fix(expression, Obstacle(where, "is an output of the model"))
+                for width in widths_of(expression):
+                    if width not in kept:
+                        fix(width, Obstacle(where, "is an output of the model"))
         self._give_shares_to_parts()
         from keras_net2net.sharing import check_variables, share_demands
 
@@ -226,6 +241,13 @@ class Inference:
                 )
                 if scale is not None:
                     facts.scales[name] = scale
+
+    def compete(self, call: Call, expression: Expression, kind: str, obstacle: Obstacle) -> bool:
+        """See `RuleCall.compete`; whether it is seen to later."""
+        if self.heads:
+            found = Competition(expression, kind, obstacle)
+            self.competitions.setdefault(id(call), []).append(found)
+        return bool(self.heads)
 
     def demand(
         self, call: Call, facts: Facts, expression: Expression, tensors: tuple[int, ...]

@@ -9,6 +9,7 @@ so that a new version of Keras is checked in one file. Seen working from Keras
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -647,26 +648,34 @@ def reset_optimizer(optimizer: Any, variables: list[Any]) -> None:
 
 
 def _forget_slots(optimizer: Any) -> None:
-    """Leaves an optimizer as its constructor made it, but for the progress.
+    """Leaves an optimizer as its constructor made it, but for the progress."""
+    progress = _progress(optimizer)
+    _track(
+        optimizer,
+        [v for v in optimizer._variables if any(v is kept for kept in progress)],
+    )
+    optimizer._trainable_variables_indices = {}
+    optimizer.built = False
 
-    The list of its variables is a new one. TensorFlow wraps it, keeps a copy, and
-    refuses to export a list from which something was removed.
+
+def _progress(optimizer: Any) -> list[Any]:
+    """The variables that an optimizer's constructor makes."""
+    rate = optimizer._learning_rate
+    return [optimizer._iterations, *([rate] if isinstance(rate, keras.Variable) else [])]
+
+
+def _track(optimizer: Any, variables: list[Any]) -> None:
+    """Gives an optimizer another list of its variables.
+
+    The list is a new one. TensorFlow wraps it, keeps a copy, and refuses to export a
+    list from which something was removed.
     """
-    progress = [optimizer._iterations]
-    if isinstance(optimizer._learning_rate, keras.Variable):
-        progress.append(optimizer._learning_rate)
     tracker = optimizer._tracker
     with keras_untracked():
-        optimizer._variables = [
-            variable
-            for variable in optimizer._variables
-            if any(variable is kept for kept in progress)
-        ]
+        optimizer._variables = variables
     is_variable, _ = tracker.config["variables"]
     tracker.config["variables"] = (is_variable, optimizer._variables)
     tracker.stored_ids["variables"] = set(map(id, optimizer._variables))
-    optimizer._trainable_variables_indices = {}
-    optimizer.built = False
 
 
 def learning_rate_of(optimizer: Any) -> Any:
@@ -677,9 +686,196 @@ def learning_rate_of(optimizer: Any) -> Any:
     return optimizer._learning_rate
 
 
-def set_schedule(optimizer: Any, schedule: Any) -> None:
-    """Replaces a learning rate schedule (the setter refuses some, by their old kind)."""
-    optimizer._learning_rate = schedule
+def set_learning_rate(optimizer: Any, rate: Any) -> None:
+    """Replaces a learning rate by one of any kind.
+
+    Keras's setter refuses a number in the place of a schedule. A number is a variable,
+    which is tracked behind the number of iterations, where a loaded optimizer has it.
+    """
+    held = optimizer._learning_rate
+    if not isinstance(rate, float):
+        if isinstance(held, keras.Variable):
+            _track(optimizer, [v for v in optimizer._variables if v is not held])
+        optimizer._learning_rate = rate
+        return
+    if isinstance(held, keras.Variable):
+        held.assign(rate)
+        return
+    with keras.name_scope(optimizer.name, caller=optimizer):
+        made = keras.Variable(
+            rate,
+            name="learning_rate",
+            dtype=keras.config.floatx(),
+            trainable=False,
+            aggregation="only_first_replica",
+        )
+    with keras_untracked():
+        optimizer._learning_rate = made
+    rest = [v for v in optimizer._variables if v is not optimizer._iterations]
+    _track(optimizer, [optimizer._iterations, made, *rest])
+
+
+def steps_of(optimizer: Any) -> int:
+    """The number of steps as a schedule is told: with accumulation, of all batches."""
+    return int(keras.ops.convert_to_numpy(optimizer._iterations))
+
+
+def without_decay(optimizer: Any, variables: Iterable[Any]) -> list[Any]:
+    """The variables that a user excluded from weight decay, one by one.
+
+    Only their keys are kept, and on TensorFlow that of a grown variable is another.
+    """
+    keys = getattr(optimizer, "_exclude_from_weight_decay", None)
+    return [v for v in variables if optimizer._var_key(v) in keys] if keys else []
+
+
+def exclude_from_decay(optimizer: Any, variables: Iterable[Any]) -> None:
+    """Excludes variables from weight decay, beside those that already are.
+
+    Keras refuses to do so once an optimizer is built, and remembers what it decided.
+    """
+    known = getattr(optimizer, "_exclude_from_weight_decay", None)
+    if known is not None:
+        keys = {optimizer._var_key(variable) for variable in variables}
+        optimizer._exclude_from_weight_decay = known | keys
+    vars(optimizer).pop("_exclude_from_weight_decay_cache", None)
+
+
+def copy_optimizer_state(source: Any, target: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Gives an optimizer of the same configuration the state of another one.
+
+    Args:
+        source: The optimizer.
+        target: The one that gets its state.
+        pairs: Each variable of the one model, with that of the other.
+    """
+    others = {id(one): other for one, other in pairs}
+    known = optimizer_variables(source)
+    if known is not None:
+        reset_optimizer(target, [others[id(variable)] for variable in known])
+    for one, other in zip(optimizer_parts(source), optimizer_parts(target), strict=True):
+        if hasattr(one, "_exclude_from_weight_decay"):
+            # Neither is part of the configuration.
+            other._exclude_from_weight_decay = set()
+            other._exclude_from_weight_decay_pattern = one._exclude_from_weight_decay_pattern
+            excluded = without_decay(one, [variable for variable, _ in pairs])
+            exclude_from_decay(other, [others[id(variable)] for variable in excluded])
+    for one, other in zip(source.variables, target.variables, strict=known is not None):
+        other.assign(keras.ops.copy(one))  # JAX would share the buffer
+
+
+# -- the slots of optimizers ---------------------------------------------------
+
+WEIGHT = "weight"  # a slot that is a weight itself: an average of weights, say
+DERIVED = "derived"  # one that follows from other slots
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotKind:
+    """What a slot holds.
+
+    Args:
+        power: The power of the gradient that it goes with: 1 for a mean of gradients,
+            2 for one of their squares, 0 for one of updates, which don't depend on the
+            gradients' scale. Or `WEIGHT`, or `DERIVED`.
+        start: The optimizer's attribute that says what it starts at. Defaults to
+            `None`: zero.
+    """
+
+    power: int | str
+    start: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A variable that an optimizer keeps for a variable of the model.
+
+    Args:
+        owner: The variable of the model; `None` for a number for all of them.
+        name: What it is called, the same for all variables.
+        variable: The optimizer's variable.
+        kind: What it holds; `None` if that isn't known.
+    """
+
+    owner: Any
+    name: str
+    variable: Any
+    kind: SlotKind | None
+
+
+_FIRST, _SECOND, _UPDATE = SlotKind(1), SlotKind(2), SlotKind(0)
+_SUM = SlotKind(2, "initial_accumulator_value")
+
+# By the names of Keras's classes and of their attributes, which are lists in the order
+# of the model's variables. What is in them is nowhere said but in `update_step`.
+_KINDS: dict[str, dict[str, SlotKind]] = {
+    "BaseOptimizer": {
+        "_model_variables_moving_average": SlotKind(WEIGHT),
+        "_accumulated_gradients": _FIRST,
+    },
+    "SGD": {"momentums": _FIRST},
+    "RMSprop": {"_velocities": _SECOND, "_momentums": _UPDATE, "_average_gradients": _FIRST},
+    "Adam": {"_momentums": _FIRST, "_velocities": _SECOND, "_velocity_hats": _SECOND},
+    "Adamax": {"_m": _FIRST, "_u": _FIRST},
+    "Adagrad": {"_accumulators": _SUM},
+    "Adadelta": {"_accumulated_grads": _SECOND, "_accumulated_delta_vars": _UPDATE},
+    "Nadam": {"_momentums": _FIRST, "_velocities": _SECOND},
+    "Ftrl": {"_accumulators": _SUM, "_linears": _FIRST},
+    "Lion": {"_momentums": _FIRST},
+    "Adafactor": {"_v": _SECOND, "_r": SlotKind(DERIVED), "_c": SlotKind(DERIVED)},
+    "Lamb": {"_momentums": _FIRST, "_velocities": _SECOND},
+    "Muon": {"momentums": _FIRST, "adam_velocities": _SECOND},
+    "ScheduleFreeAdamW": {"_momentums": SlotKind(WEIGHT), "_velocities": _SECOND},
+}
+_NUMBERS = {"Nadam": ("_u_product",)}
+# Slots of other optimizers, by the names that Keras gives such ones.
+_BY_NAME = {
+    "momentum": _FIRST,
+    "average_gradient": _FIRST,
+    "velocity": _SECOND,
+    "velocity_hat": _SECOND,
+}
+
+
+def slots_of(optimizer: Any) -> list[Slot]:
+    """All variables that an optimizer keeps beside its progress, with what they hold.
+
+    No optimizer offers which variable belongs to which. For Keras's own classes and
+    those derived from them the table says where they are. Another one's are found by
+    their paths, which begin with that of the model's variable.
+    """
+    owners = optimizer._trainable_variables
+    found: list[Slot] = []
+    known = set(map(id, _progress(optimizer)))
+    for cls in reversed(type(optimizer).__mro__):
+        if not cls.__module__.startswith("keras.src.optimizers."):
+            continue
+        for name, kind in _KINDS.get(cls.__name__, {}).items():
+            held = getattr(optimizer, name, None) or ()
+            for owner, variable in zip(owners, held, strict=False):
+                known.add(id(variable))
+                if variable is not None and (variable.ndim or not owner.ndim):
+                    found.append(Slot(owner, name, variable, kind))
+        for name in _NUMBERS.get(cls.__name__, ()):
+            number = getattr(optimizer, name)
+            known.add(id(number))
+            found.append(Slot(None, name, number, None))
+    prefixes = sorted(((f"{v.path.replace('/', '_')}_", v) for v in owners), key=_longest)
+    for variable in optimizer._variables:
+        if id(variable) in known:
+            continue
+        for prefix, owner in prefixes:
+            if variable.name.startswith(prefix):
+                name = variable.name.removeprefix(prefix)
+                found.append(Slot(owner, name, variable, _BY_NAME.get(name)))
+                break
+        else:
+            found.append(Slot(None, variable.path, variable, None))
+    return found
+
+
+def _longest(entry: tuple[str, Any]) -> int:
+    return -len(entry[0])
 
 
 # -- the state that a rollback restores ----------------------------------------
@@ -701,3 +897,64 @@ def unwrapped(container: Any) -> Any:
     it isn't what it holds.
     """
     return getattr(container, "__wrapped__", getattr(container, "_storage", container))
+
+
+# -- what a model was compiled with --------------------------------------------
+
+
+def compiled_parts(model: Any) -> list[tuple[Any, int | None]]:
+    """The losses and metrics that a model uses, with the position of the output of each.
+
+    `compile` keeps them in `_compile_metrics` and `_compile_loss`, as the user gave them,
+    and for each output once they have seen one. What was given by name is there only
+    then. The position is `None` where one serves all outputs, or where it isn't known.
+    """
+    found: dict[int, tuple[Any, int | None]] = {}
+    metrics = getattr(model, "_compile_metrics", None)
+    loss = getattr(model, "_compile_loss", None)
+    if metrics is not None and metrics.built:
+        for held in (metrics._flat_metrics, metrics._flat_weighted_metrics):
+            for output, one in enumerate(held):
+                for metric in one.metrics if one is not None else ():
+                    found.setdefault(id(metric), (metric, output))
+    given = []
+    if metrics is not None:
+        given += [metrics._user_metrics, metrics._user_weighted_metrics]
+    if loss is not None:
+        given.append(loss._user_loss)
+    names = list(getattr(metrics or loss, "output_names", None) or ["the only one"])
+    for user in given:
+        for part, at in _by_output(user, names):
+            for one in keras.tree.flatten(part):
+                if isinstance(one, (keras.Metric, keras.Loss)):
+                    found.setdefault(id(one), (one, at))
+    if getattr(model, "compiled", False):
+        for metric in model.metrics:
+            if metric is metrics:
+                continue
+            found.setdefault(id(metric), (metric, None))
+    return list(found.values())
+
+
+def _by_output(user: Any, names: Sequence[str]) -> list[tuple[Any, int | None]]:
+    """The parts of what a user gave to `compile`, with the output that each is for."""
+    if len(names) == 1:
+        return [(user, 0)]
+    if isinstance(user, dict):
+        return [(part, names.index(k) if k in names else None) for k, part in user.items()]
+    if isinstance(user, (list, tuple)) and len(user) == len(names):
+        return [(part, output) for output, part in enumerate(user)]
+    return [(user, None)]
+
+
+def become(thing: Any, twin: Any) -> None:
+    """Gives a loss or metric all that a new one of its class holds, and keeps its name.
+
+    A metric can't change the shape of its state, and `compile` keeps the object in
+    several places, among them the configuration that is saved.
+    """
+    name = thing.name
+    attributes = vars(thing)
+    attributes.clear()
+    attributes.update(vars(twin))
+    thing.name = name

@@ -1,115 +1,141 @@
-"""The optimizer after a growth: its progress stays, its slots start again."""
+"""The optimizer after a growth: its progress stays, its slots start again or are carried."""
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from keras_net2net import keras_privates as privates
-from keras_net2net.errors import GrowthError, explain
+from keras_net2net.plan import Plan
+from keras_net2net.rates import new_rate
+from keras_net2net.report import GrowthReport
+from keras_net2net.slots import carry, histories, settle
 from keras_net2net.transaction import Transaction
 
-# The sizes of a schedule that are learning rates, by the names that Keras gives
-# them; `alpha` and `decay_rate` are relative to these.
-_RATES = ("initial_learning_rate", "end_learning_rate", "warmup_target", "values")
+OPTIMIZER_STATES = ("reset", "carry")
 
 
-def update_optimizer(
-    model: Any, inserted: list[Any], factor: float | None, transaction: Transaction
-) -> None:
-    """Fits the optimizer of a compiled model to its new variables.
+class OptimizerUpdate:
+    """Fits the optimizer of a compiled model to what a growth makes of its variables.
 
     The optimizer stays the same object, with its number of iterations, its loss
-    scale, and its learning rate or schedule. Its slots (moments and averages)
-    start again.
+    scale, its exclusions from weight decay, and its learning rate or schedule.
+
+    It is made before the growth.
 
     Args:
-        model: The grown model.
-        inserted: The variables of inserted layers.
-        factor: What the learning rate is multiplied by; `None` keeps it.
-        transaction: Remembers what is changed.
+        model: The model. One that isn't compiled has no optimizer: nothing happens.
     """
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is None:
-        return
-    parts = privates.optimizer_parts(optimizer)
-    for part in parts:
-        transaction.remember(part)
-    known = privates.optimizer_variables(optimizer)
-    if known is not None:
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._optimizer = getattr(model, "optimizer", None)
+        self._parts = [] if self._optimizer is None else privates.optimizer_parts(self._optimizer)
+        weights = model.trainable_variables
+        self._excluded = [privates.without_decay(part, weights) for part in self._parts]
+
+    @property
+    def step(self) -> int | None:
+        """The number of steps done, as a schedule counts them."""
+        return None if not self._parts else privates.steps_of(self._parts[-1])
+
+    def slots(
+        self,
+        plan: Plan,
+        changed: Mapping[str, Any],
+        inserted: list[Any],
+        state: str,
+        transaction: Transaction,
+    ) -> tuple[str, ...]:
+        """Gives the optimizer slots for the grown variables.
+
+        Args:
+            plan: What was done.
+            changed: The variables that the plan changed, by their paths in it.
+            inserted: The variables of inserted layers.
+            state: `"reset"` or `"carry"`.
+            transaction: Remembers what is changed.
+
+        Returns:
+            What a user should know.
+        """
+        if self._optimizer is None:
+            return ()
+        for part in self._parts:
+            transaction.remember(part)
+        for part, variables in zip(self._parts, self._excluded, strict=True):
+            privates.exclude_from_decay(part, variables)
+        known = privates.optimizer_variables(self._optimizer)
+        if known is None:
+            return ()
         wanted = {id(variable) for variable in (*known, *inserted)}
-        with privates.variable_scope(model):
-            privates.reset_optimizer(
-                optimizer, [v for v in model.trainable_variables if id(v) in wanted]
-            )
-    if factor is not None:
-        # One that holds others leaves the rate to them.
-        for part in parts:
-            if len(privates.optimizer_parts(part)) == 1:
-                scale_learning_rate(part, factor, transaction)
+        trained = [v for v in self._model.trainable_variables if id(v) in wanted]
+        before = [privates.slots_of(part) for part in self._parts if state == "carry"]
+        notes: tuple[str, ...] = ()
+        with privates.variable_scope(self._model):
+            privates.reset_optimizer(self._optimizer, trained)
+            if state == "carry":
+                grown = histories(plan, changed)
+                lost = []
+                for part, slots in zip(self._parts, before, strict=True):
+                    lost += carry(part, slots, grown)
+                notes = _notes([slot for slots in before for slot in slots], grown, lost)
+        return notes
+
+    def rate(self, policy: Any, report: GrowthReport, transaction: Transaction) -> None:
+        """Changes the learning rate, and what depends on it.
+
+        Args:
+            policy: What to do, as `grow` takes it.
+            report: What the growth did.
+            transaction: Remembers the old rate.
+        """
+        for part in self._parts:
+            transaction.remember(part)
+            # One that holds others leaves the rate to them.
+            if policy is not None and len(privates.optimizer_parts(part)) == 1:
+                self._change_rate(part, policy, report, transaction)
+        with privates.variable_scope(self._model):
+            for part in self._parts:
+                settle(part)
+
+    def _change_rate(
+        self, part: Any, policy: Any, report: GrowthReport, transaction: Transaction
+    ) -> None:
+        held = privates.learning_rate_of(part)
+        old = held
+        if isinstance(held, keras.Variable):
+            before = keras.ops.convert_to_numpy(held).copy()
+            transaction.on_roll_back(lambda: held.assign(before))
+            old = float(before)
+        told = dataclasses.replace(report, step=privates.steps_of(part))
+        new = new_rate(policy, old, told)
+        if new is not old:
+            with privates.variable_scope(self._model):
+                privates.set_learning_rate(part, new)
 
 
-def scale_learning_rate(optimizer: Any, factor: float, transaction: Transaction) -> None:
-    """Multiplies the learning rate, be it a number or a schedule.
-
-    Args:
-        optimizer: The optimizer.
-        factor: The factor; Chen et al. (2016, section 3) advise a tenth of the
-            teacher's initial rate.
-        transaction: Remembers the old rate.
-
-    Raises:
-        GrowthError: If the learning rate is a callable, or a schedule of an
-            unknown form.
-    """
-    rate = privates.learning_rate_of(optimizer)
-    if isinstance(rate, keras.Variable):
-        before = keras.ops.convert_to_numpy(rate).copy()
-        transaction.on_roll_back(lambda: rate.assign(before))
-        rate.assign(before * factor)
-        return
-    privates.set_schedule(optimizer, scaled_schedule(rate, factor))
-
-
-def scaled_schedule(schedule: Any, factor: float) -> Any:
-    """The same schedule with all its learning rates multiplied.
-
-    It is of the same class, so that a model saved with it loads anywhere.
-
-    Args:
-        schedule: A `keras.optimizers.schedules.LearningRateSchedule`.
-        factor: The factor.
-
-    Returns:
-        The new schedule.
-
-    Raises:
-        GrowthError: If it can't be scaled by its configuration.
-    """
-    problem = "it isn't a `LearningRateSchedule`"
-    if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-        config = dict(schedule.get_config())
-        for key in _RATES:
-            value = config.get(key)
-            if isinstance(value, (list, tuple)):
-                config[key] = [rate * factor for rate in value]
-            elif value is not None:
-                config[key] = value * factor
-        scaled = type(schedule).from_config(config)
-        steps = (0, 1, 7, 100, 5000)
-        if all(_close(float(scaled(s)), factor * float(schedule(s))) for s in steps):
-            return scaled
-        problem = f"its rates aren't among {', '.join(_RATES)}"
-    raise GrowthError(
-        explain(
-            f"The optimizer's learning rate ({type(schedule).__name__}) can't be scaled",
-            problem,
-            f"learning_rate={factor!r}",
-            "Pass `learning_rate=None`, and compile the grown model with a schedule of its own",
+def _notes(
+    slots: list[privates.Slot], grown: Mapping[int, Any], lost: list[str]
+) -> tuple[str, ...]:
+    notes = []
+    moments = [s for s in slots if s.kind is not None and s.kind.power != privates.WEIGHT]
+    if any(id(s.owner) in grown and grown[id(s.owner)].estimated for s in moments):
+        notes.append(
+            "the optimizer's state is carried; for what makes copies with random shares it is "
+            "an estimate, by the mean of these shares (exact with shares='even')"
         )
-    )
-
-
-def _close(a: float, b: float) -> bool:
-    return abs(a - b) <= 1e-5 * max(abs(a), abs(b)) + 1e-12
+    if any(s.kind is not None and s.kind.power == privates.DERIVED for s in slots):
+        notes.append(
+            "Adafactor's second moments are carried as their factors' product, and factored anew"
+        )
+    if lost:
+        shown = ", ".join(lost[:4]) + (f", and {len(lost) - 4} more" if len(lost) > 4 else "")
+        note = f"the optimizer's {shown} start again: it isn't known what they hold"
+        warnings.warn(note, stacklevel=2)
+        notes.append(note)
+    return tuple(notes)

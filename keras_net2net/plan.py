@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_net2net.remaps import Remap
 from keras_net2net.weights import VariableChange
 
 
@@ -125,6 +126,28 @@ class Skipped:
 
 
 @dataclasses.dataclass(frozen=True)
+class OutputChange:
+    """An output of the model that gets larger.
+
+    Args:
+        output: The position of the output among the flat outputs.
+        axis: The position of the axis that grows.
+        remap: The remap of the axis.
+        kind: What the old entries are afterwards: `"values"`: what they were;
+            `"softmax"` or `"log_softmax"`: the same parts of what is left to them;
+            `"mixed"`: something else, so that they can't be compared.
+        parts: For a softmax, for each that ran over entries of the axis, the start and
+            the end of these entries before the growth.
+    """
+
+    output: int
+    axis: int
+    remap: Remap
+    kind: str = "values"
+    parts: tuple[tuple[int, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Step:
     """What one operation does.
 
@@ -136,6 +159,7 @@ class Step:
         skipped: The layers that stay, and why.
         notes: What else a reader should know.
         exact: Whether the operation preserves the function.
+        outputs: The outputs of the model that get larger.
     """
 
     operation: Any
@@ -145,6 +169,18 @@ class Step:
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     exact: bool = True
+    outputs: tuple[OutputChange, ...] = ()
+
+    @property
+    def settings(self) -> list[str]:
+        """The settings that change where no width grows, as text: a kernel's size, say."""
+        if self.widths:
+            return []  # they follow from the widths
+        return [
+            f"{layer.path}: {key} {before} -> {after}"
+            for layer in self.layers
+            for key, before, after in layer.config
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,9 +218,14 @@ class Plan:
         return all(step.exact for step in self.steps)
 
     @property
+    def outputs(self) -> tuple[OutputChange, ...]:
+        """The outputs of the model that get larger, in the order in which they do."""
+        return tuple(change for step in self.steps for change in step.outputs)
+
+    @property
     def empty(self) -> bool:
         """Whether nothing would change."""
-        return not any(step.widths or step.insertions for step in self.steps)
+        return not any(step.widths or step.insertions or step.layers for step in self.steps)
 
     def apply_to(self, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Replays the plan on arrays: a checkpoint, say, from before the growth.
@@ -239,6 +280,7 @@ def _describe(step: Step) -> list[str]:
     if step.widths:
         readers = [layer.path for layer in step.layers]
         lines.append(f"change {len(readers)} layers: {', '.join(readers)}")
+    lines += step.settings
     lines += [f"skip {skip.path}: {skip.reason}" for skip in step.skipped]
     lines += [f"note: {note}" for note in step.notes]
     return lines or ["nothing to do"]

@@ -55,6 +55,9 @@ class Remap:
         left: Where units are removed that a normalization sees: the part that is
             left of those that don't fill. Defaults to `None`: the normalization
             stays as it is.
+        name: The width that it is a remap of. Defaults to `""`: none, or several.
+        parts: The remaps that it is made of, if it is made of several.
+        crossed: Whether these are two that are multiplied; else they are joined.
     """
 
     index: np.ndarray
@@ -65,6 +68,9 @@ class Remap:
     groups: np.ndarray | None = None
     into: np.ndarray | None = None
     left: float | None = None
+    name: str = ""
+    parts: tuple[Remap, ...] = ()
+    crossed: bool = False
 
     @property
     def size(self) -> int:
@@ -158,7 +164,7 @@ def draw(seed: int, name: str, old: int, new: int) -> Remap:
     extra = new - old
     rounds = [rng.permutation(old) for _ in range(-(-extra // old))]
     index = np.concatenate([np.arange(old), *rounds])[:new]
-    return Remap(index, np.arange(new) >= old, old)
+    return Remap(index, np.arange(new) >= old, old, name=name)
 
 
 def draw_bound(seed: int, name: str, old: int, new: int, fill: str | None) -> Remap:
@@ -188,6 +194,32 @@ def draw_bound(seed: int, name: str, old: int, new: int, fill: str | None) -> Re
     labels = np.full(new, COPY)
     labels[copies:] = 0 if fill == "mean" else ZERO
     return dataclasses.replace(remap, bound=remap.new, fill=labels, groups=np.zeros(old, int))
+
+
+def padded(old: int, before: int, after: int) -> Remap:
+    """The remap of an axis that gets zeros before and after what is there.
+
+    Args:
+        old: The number of entries before.
+        before: The number of zeros in front of them.
+        after: The number of zeros behind them.
+
+    Returns:
+        The remap.
+    """
+    place = np.arange(-before, old + after)
+    new = (place < 0) | (place >= old)
+    index = np.clip(place, 0, old - 1)
+    fill = np.where(new, ZERO, COPY)
+    return Remap(index, new, old, bound=new, fill=fill, groups=np.zeros(old, int))
+
+
+def appended(old: int, new: int) -> Remap:
+    """The remap of an axis that gets units behind the old ones, which hold their mean."""
+    added = np.arange(new) >= old
+    fill = np.where(added, 0, COPY)
+    index = np.where(added, 0, np.arange(new))
+    return Remap(index, added, old, bound=added, fill=fill, groups=np.zeros(old, int))
 
 
 def remap_of(expression: Expression, remaps: Mapping[Width, Remap]) -> Remap | None:
@@ -231,6 +263,7 @@ def _joined(parts: list[Remap]) -> Remap:
         np.concatenate([part.new for part in parts]),
         int(offsets[-1]),
         into=_joined_into(parts),
+        parts=tuple(parts),
     )
     if all(part.bound is None for part in parts):
         return joined
@@ -278,6 +311,8 @@ def _multiplied(outer: Remap, inner: Remap) -> Remap:
         np.logical_or.outer(outer.new, inner.new).ravel(),
         outer.old_size * inner.old_size,
         into=_multiplied_into(outer, inner),
+        parts=(outer, inner),
+        crossed=True,
     )
     if outer.bound is None and inner.bound is None:
         return result

@@ -23,6 +23,8 @@ class GrowthReport:
         notes: What else a reader should know.
         epoch: The epoch before which the growth happened, counted as the callback
             counts. `None` outside of a callback.
+        step: The number of steps that the optimizer had done, as its schedule counts
+            them. `None` without an optimizer.
     """
 
     plan: Plan
@@ -33,6 +35,7 @@ class GrowthReport:
     difference: float | None = None
     notes: tuple[str, ...] = ()
     epoch: int | None = None
+    step: int | None = None
 
     def headline(self) -> str:
         """The growth in one line."""
@@ -41,8 +44,10 @@ class GrowthReport:
             for step in self.plan.steps
             for width in step.widths
         ]
+        grown += [setting for step in self.plan.steps for setting in step.settings]
         inserted = [i.path for step in self.plan.steps for i in step.insertions]
-        shown = grown[:4] + ([f"and {len(grown) - 4} more widths"] if len(grown) > 4 else [])
+        more = "more" if any(step.settings for step in self.plan.steps) else "more widths"
+        shown = grown[:4] + ([f"and {len(grown) - 4} {more}"] if len(grown) > 4 else [])
         if inserted:
             more = f" and {len(inserted) - 4} more" if len(inserted) > 4 else ""
             shown.append(f"inserted {', '.join(inserted[:4])}{more}")

@@ -231,6 +231,20 @@ class RuleCall:
         for expression in [expressions] if isinstance(expressions, EXPRESSIONS) else expressions:
             fix(expression, self.obstacle(why))
 
+    def compete(self, expression: Expression, kind: str, why: str) -> None:
+        """Says that units share what they get among each other, as in a softmax.
+
+        That fixes them, but for the classes of a model's head: new ones take their part
+        from all old ones alike, which is what they are for.
+
+        Args:
+            expression: The units.
+            kind: `"softmax"` or `"log_softmax"`.
+            why: What the layer does, as in `fix`.
+        """
+        if not self._inference.compete(self._call, expression, kind, self.obstacle(why)):
+            self.fix(expression, why)
+
     def obstacle(self, why: str) -> Obstacle:
         """The reason given to widths that this layer fixes."""
         return Obstacle(self._facts.path, f"({type(self.layer).__name__}) {why}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ import numpy as np
 
 from keras_net2net.errors import VerificationError, explain
 from keras_net2net.graph import Graph, Tensor
+from keras_net2net.plan import OutputChange
 from keras_net2net.remaps import generator
 
 # Relative to the largest output. A mistake moves outputs by percents; what is
@@ -34,12 +36,23 @@ class Probe:
     outputs: list[np.ndarray]
     dtype: str
 
-    def difference(self, model: Any) -> float:
-        """The largest absolute difference of the model's outputs from those before."""
-        return max(
-            float(np.max(np.abs(new - old), initial=0.0))
-            for new, old in zip(run(model, self.batch), self.outputs, strict=True)
-        )
+    def difference(self, model: Any, changes: Sequence[OutputChange] = ()) -> float | None:
+        """The largest absolute difference of the model's outputs from those before.
+
+        Args:
+            model: The grown model.
+            changes: The outputs that got larger, of which the old entries are compared.
+
+        Returns:
+            The difference, or `None` if no output can be compared.
+        """
+        new = [old_entries(y, i, changes) for i, y in enumerate(run(model, self.batch))]
+        differences = [
+            float(np.max(np.abs(y - old), initial=0.0))
+            for y, old in zip(new, self.outputs, strict=True)
+            if y is not None
+        ]
+        return max(differences, default=None)
 
     @property
     def tolerance(self) -> float:
@@ -47,17 +60,21 @@ class Probe:
         largest = max(float(np.max(np.abs(y), initial=0.0)) for y in self.outputs)
         return TOLERANCES.get(self.dtype, 1e-4) * max(largest, 1e-3)
 
-    def check(self, model: Any) -> float:
+    def check(self, model: Any, changes: Sequence[OutputChange] = ()) -> float | None:
         """Compares the outputs.
 
+        Args:
+            model: The grown model.
+            changes: As in `difference`.
+
         Returns:
-            The largest absolute difference.
+            The largest absolute difference, or `None` if nothing can be compared.
 
         Raises:
             VerificationError: If it is more than rounding.
         """
-        difference = self.difference(model)
-        if not difference <= self.tolerance:
+        difference = self.difference(model, changes)
+        if difference is not None and not difference <= self.tolerance:
             raise VerificationError(
                 explain(
                     f"The growth of {model.name!r} was undone",
@@ -68,6 +85,39 @@ class Probe:
                 )
             )
         return difference
+
+
+def old_entries(y: np.ndarray, output: int, changes: Sequence[OutputChange]) -> np.ndarray | None:
+    """What an output that got larger says of its old entries, as it said it before.
+
+    Where a softmax ran over old and new entries, the old ones are divided by what is
+    left to them, which makes them what they were.
+
+    Args:
+        y: The output.
+        output: Its position.
+        changes: The outputs that got larger, in the order in which they did.
+
+    Returns:
+        The old entries, or `None` if they can't be compared.
+    """
+    for change in reversed([one for one in changes if one.output == output]):
+        if change.kind == "mixed":
+            return None
+        y = np.take(y, np.flatnonzero(~change.remap.new), axis=change.axis)
+        if change.kind == "values":
+            continue
+        y = np.moveaxis(y, change.axis, -1).copy()
+        for start, end in change.parts:
+            part = y[..., start:end]
+            if change.kind == "softmax":
+                part /= np.maximum(part.sum(axis=-1, keepdims=True), np.finfo(y.dtype).tiny)
+            else:
+                highest = part.max(axis=-1, keepdims=True)
+                total = np.exp(part - highest).sum(axis=-1, keepdims=True)
+                part -= highest + np.log(total)
+        y = np.moveaxis(y, -1, change.axis)
+    return y
 
 
 def probe(model: Any, graph: Graph, batch: Any = None) -> Probe:

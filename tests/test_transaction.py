@@ -14,10 +14,11 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from keras_net2net import apply, growth, optimizers, verify
+from keras_net2net import apply, optimizers, verify
 from keras_net2net import keras_privates as privates
 from keras_net2net.draft import Draft
 from keras_net2net.errors import GrowthError
+from keras_net2net.slots import History
 from keras_net2net.transaction import Transaction
 from keras_net2net.weights import VariableChange
 from tests.helpers import array, outputs, randomize
@@ -91,7 +92,7 @@ def compiled(build: Callable[[], keras.Model], optimizer: Any = None) -> keras.M
 
 
 def grow(model: keras.Model) -> Any:
-    return n2n.grow(model, OPERATIONS, seed=0, learning_rate=0.5)
+    return n2n.grow(model, OPERATIONS, seed=0, optimizer_state="carry", learning_rate=0.5)
 
 
 def replace(monkeypatch: Any, owner: Any, name: str, call: int, after: bool) -> None:
@@ -138,8 +139,11 @@ STEPS = {
     "telling the models": (privates, "containers_changed", 1),
     "resetting the optimizer": (privates, "reset_optimizer", 1),
     "Keras building the optimizer": (keras.optimizers.Adam, "build", 1),
-    "scaling the learning rate": (optimizers, "scale_learning_rate", 1),
-    "treating the optimizer": (growth, "update_optimizer", 1),
+    "carrying the slots": (optimizers, "carry", 1),
+    "growing a slot": (History, "as_gradient", 3),
+    "treating the slots": (optimizers.OptimizerUpdate, "slots", 1),
+    "setting the learning rate": (privates, "set_learning_rate", 1),
+    "treating the learning rate": (optimizers.OptimizerUpdate, "rate", 1),
     "forgetting the compiled functions": (privates, "forget_functions", 1),
     "running the grown model": (verify, "run", 2),
     "comparing": (verify.Probe, "check", 1),

@@ -134,7 +134,11 @@ def activate(call: RuleCall, x: Axes, function: Any) -> Axes | None:
         call.treat(PASSES if name == "linear" else KEEPS_ZERO if zero else None)
         return x
     if name in OVER_AN_AXIS:
-        call.fix(x[-1], f"normalizes over its units with {name}")
+        why = f"normalizes over its units with {name}"
+        if name == "sparsemax":  # a new class may take all from some of the old ones
+            call.fix(x[-1], why)
+        else:
+            call.compete(x[-1], str(name), why)
         return x
     followed = call.follow(function, x)
     if followed is not None:
@@ -164,7 +168,7 @@ def softmax(call: RuleCall, x: Axes, mask: Any = None, **kwargs: Any) -> Axes:
     """Fixes the units that it normalizes over, and passes the others through."""
     axis = call.layer.axis
     for at in axis if isinstance(axis, (list, tuple)) else (axis,):
-        call.fix(x[at], "normalizes over its units with softmax")
+        call.compete(x[at], "softmax", "normalizes over its units with softmax")
     return x
 
 

@@ -34,7 +34,7 @@ def convolution(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
     if layer.groups > 1:
         return _grouped(call, x, channels)
     units = call.units("filters")
-    call.weight("kernel", *layer.kernel_size, reads(channels), makes(units))
+    call.weight("kernel", *call.setting("kernel_size"), reads(channels), makes(units))
     if layer.use_bias:
         call.weight("bias", makes(units))
     return _finish(call, x, units)
@@ -53,7 +53,7 @@ def _grouped(call: RuleCall, x: Axes, channels: Expression) -> Axes | None:
         call.configure("groups", channels)
         call.configure("filters", units)
     per_group = (channels.size or groups) // groups
-    call.weight("kernel", *layer.kernel_size, per_group, follows(units))
+    call.weight("kernel", *call.setting("kernel_size"), per_group, follows(units))
     if layer.use_bias:
         call.weight("bias", follows(units))
     return _finish(call, x, units, made=False)
@@ -67,7 +67,7 @@ def transposed(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
         return None
     units = call.units("filters")
     channels = x[channel_axis(call, len(x))]
-    call.weight("kernel", *layer.kernel_size, makes(units), reads(channels))
+    call.weight("kernel", *call.setting("kernel_size"), makes(units), reads(channels))
     if layer.use_bias:
         call.weight("bias", makes(units))
     return _finish(call, x, units)
@@ -80,7 +80,7 @@ def depthwise(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
     channels = x[channel_axis(call, len(x))]
     multiplier = layer.depth_multiplier
     units = product([channels, Fixed(multiplier)])
-    call.weight("kernel", *layer.kernel_size, follows(channels), multiplier)
+    call.weight("kernel", *call.setting("kernel_size"), follows(channels), multiplier)
     if layer.use_bias:
         call.weight("bias", follows(units))
     return _finish(call, x, units, made=False)
@@ -94,7 +94,7 @@ def separable(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
     channels = x[channel_axis(call, len(x))]
     multiplier = layer.depth_multiplier
     ones = (1,) * len(layer.kernel_size)
-    call.weight("depthwise_kernel", *layer.kernel_size, follows(channels), multiplier)
+    call.weight("depthwise_kernel", *call.setting("kernel_size"), follows(channels), multiplier)
     middle = product([channels, Fixed(multiplier)])
     call.weight("pointwise_kernel", *ones, reads(middle), makes(units))
     if layer.use_bias:

@@ -91,6 +91,10 @@ OPERATIONS = {
     ),
     "deeper, a function": n2n.Deeper("a", activation=keras.activations.relu),
     "deeper, a function of keras.ops": n2n.Deeper("a", activation=keras.ops.relu),
+    "larger kernel, by name": n2n.LargerKernel("conv1", kernel_size=5),
+    "larger kernel, a dict": n2n.LargerKernel({"conv1": (3, 5), "conv*": np.int64(7)}),
+    "new classes, by name": n2n.NewClasses("out", 5),
+    "new classes, a dict": n2n.NewClasses({"a": 2, "b": 3}, start="suppressed", mass=0.01),
 }
 
 

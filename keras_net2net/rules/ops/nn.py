@@ -29,7 +29,12 @@ BLOCKS = "moves blocks of this axis to another one"
 @register_rule(*named("softmax", "log_softmax", "sparsemax"))
 def softmax(call: RuleCall, x: Axes) -> Axes:
     """Fixes the units that it normalizes over, and passes the others through."""
-    call.fix([x[at] for at in positions(call.layer.axis, len(x))], NORMALIZES)
+    kind = {"Softmax": "softmax", "LogSoftmax": "log_softmax"}.get(type(call.layer).__name__)
+    for at in positions(call.layer.axis, len(x)):
+        if kind is None:
+            call.fix(x[at], NORMALIZES)
+        else:
+            call.compete(x[at], kind, NORMALIZES)
     return x
 
 
