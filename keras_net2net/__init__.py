@@ -15,9 +15,11 @@ from keras_net2net.errors import (
     VerificationError,
 )
 from keras_net2net.facts import follows, makes, reads
+from keras_net2net.freezing import unfreeze
 from keras_net2net.growth import grow, plan
 from keras_net2net.operations.deeper import Deeper
 from keras_net2net.operations.larger_kernel import LargerKernel
+from keras_net2net.operations.narrower import Narrower
 from keras_net2net.operations.new_classes import NewClasses
 from keras_net2net.operations.wider import Wider
 from keras_net2net.plan import Plan
@@ -38,6 +40,7 @@ __all__ = [
     "GrowthReport",
     "GrowthScheduler",
     "LargerKernel",
+    "Narrower",
     "NewClasses",
     "NotIdentityError",
     "Plan",
@@ -59,4 +62,5 @@ __all__ = [
     "reads",
     "register_rule",
     "testing",
+    "unfreeze",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_net2net.errors import GrowthError, explain
+from keras_net2net.freezing import check_freeze
 from keras_net2net.growth import check_arguments, grow
 from keras_net2net.operations.base import as_operations, whole_number
 from keras_net2net.report import GrowthReport
@@ -31,6 +32,7 @@ class GrowthScheduler(keras.callbacks.Callback):
         learning_rate: See `grow`. Defaults to `None`.
         verify: See `grow`. Defaults to `True`.
         calibration: See `grow`. Defaults to `None`.
+        freeze: See `grow`. Defaults to `None`.
         across_fits: Whether epochs are counted on over all the `fit`s that the
             callback takes part in, so that each epoch's growth happens once: for
             data that arrives in parts. Defaults to `False`: each `fit` counts as
@@ -66,17 +68,20 @@ class GrowthScheduler(keras.callbacks.Callback):
         learning_rate: Any = None,
         verify: Any = True,
         calibration: Any = None,
+        freeze: str | None = None,
         across_fits: bool = False,
         verbose: int = 1,
     ) -> None:
         super().__init__()
         check_arguments(optimizer_state, learning_rate)
+        check_freeze(freeze)
         self.schedule = _checked(schedule)
         self.seed = seed
         self.optimizer_state = optimizer_state
         self.learning_rate = learning_rate
         self.verify = verify
         self.calibration = calibration
+        self.freeze = freeze
         self.across_fits = across_fits
         self.verbose = verbose
         self.history: list[GrowthReport] = []
@@ -97,6 +102,7 @@ class GrowthScheduler(keras.callbacks.Callback):
             learning_rate=_told(self.learning_rate, now),
             verify=self.verify,
             calibration=self.calibration,
+            freeze=self.freeze,
         )
         report = dataclasses.replace(report, epoch=now)
         self.history.append(report)

@@ -8,7 +8,7 @@ from keras_net2net import keras_privates as privates
 from keras_net2net.copies import copy_model
 from keras_net2net.errors import GrowthError, explain
 from keras_net2net.graph import read
-from keras_net2net.growth import check_arguments, copy_for, grow
+from keras_net2net.growth import check_arguments, copy_for, grow_model
 from keras_net2net.operations.deeper import Deeper
 from keras_net2net.operations.wider import Wider
 
@@ -47,6 +47,7 @@ def clone_and_grow(
     learning_rate: Any = None,
     verify: Any = True,
     calibration: Any = None,
+    freeze: str | None = None,
 ) -> Any:
     """A larger student that computes what its teacher computes.
 
@@ -60,6 +61,7 @@ def clone_and_grow(
         learning_rate: See `grow`; for a student that is compiled. Defaults to `None`.
         verify: See `grow`. Defaults to `True`.
         calibration: See `grow`. Defaults to `None`.
+        freeze: See `grow`. Defaults to `None`.
 
     Returns:
         The student. It shares nothing with the teacher.
@@ -79,10 +81,10 @@ def clone_and_grow(
     (58, 386)
     """
     check_arguments(optimizer_state or "reset", learning_rate)
-    student, named = copy_for(teacher, operations)
+    student, named = copy_for(teacher, operations, calibration)
     if optimizer_state is not None:
         compile_like(student, teacher)
-    grow(
+    grow_model(
         student,
         named,
         seed=seed,
@@ -90,6 +92,8 @@ def clone_and_grow(
         learning_rate=learning_rate,
         verify=verify,
         calibration=calibration,
+        freeze=freeze,
+        loss_of=teacher,
     )
     return student
 

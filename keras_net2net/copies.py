@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_net2net import keras_privates as privates
 from keras_net2net.errors import GrowthError, explain
+from keras_net2net.freezing import carry_over
 from keras_net2net.graph import Call, Graph, Tensor, symbolic_arguments, symbolic_inputs
 
 
@@ -27,7 +28,9 @@ def copy_model(graph: Graph) -> Any:
         The copy, of the same class and name. What is shared within the original, as
         a layer that is called twice, is shared within the copy.
     """
-    return _Copy().model(graph)
+    copy = _Copy().model(graph)
+    carry_over(graph.model, copy)
+    return copy
 
 
 def copy_layer(call: Call, name: str, values: Sequence[np.ndarray], seed: int) -> Any:
@@ -46,7 +49,7 @@ def copy_layer(call: Call, name: str, values: Sequence[np.ndarray], seed: int) -
     original = call.operation
     given = False
     if call.inner is not None and not call.inner.opened:
-        copy = copy_model(call.inner)
+        copy = _Copy().model(call.inner)
         privates.set_setting(copy, "name", name)
     else:
         copy = _copy_of(original, seed)
@@ -65,7 +68,7 @@ def copy_layer(call: Call, name: str, values: Sequence[np.ndarray], seed: int) -
                 copy(*args, **kwargs)
         privates.name_like(copy, original)
     if not given and values:
-        _fill_with(original, copy, values)
+        _set_weights(original, copy, values)
     if not original.trainable:
         copy.trainable = True
     return copy
@@ -79,19 +82,6 @@ def check_copy(call: Call) -> None:
     """
     if call.inner is None or call.inner.opened:
         _copy_of(call.operation)
-
-
-def _fill_with(original: Any, copy: Any, values: Sequence[np.ndarray]) -> None:
-    if [tuple(v.shape) for v in copy.weights] != [tuple(value.shape) for value in values]:
-        raise GrowthError(
-            explain(
-                f"The layer {original.name!r} ({type(original).__name__}) can't be copied",
-                "a layer that is made from its `get_config()` has other weights than it has now",
-                f"a layer with {len(values)} weights, and one with {len(copy.weights)}",
-                "Give it a `get_config` that says its sizes",
-            )
-        )
-    copy.set_weights(list(values))
 
 
 class _Copy:
@@ -122,7 +112,7 @@ class _Copy:
         copy = _copy_of(original)
         args, kwargs = symbolic_inputs(original)
         copy(*args, **kwargs)
-        _set_weights(original, copy)
+        _set_weights(original, copy, original.get_weights())
         _carry_states(original, copy)
         copy.trainable = original.trainable
         return copy
@@ -175,7 +165,7 @@ class _Copy:
                 shapes = privates.build_shapes(original) or {}
                 given = privates.build_with_values(copy, shapes, values.get)
                 if not given or len(values) < len(original.weights):  # without names, or the same
-                    _set_weights(original, copy)
+                    _set_weights(original, copy, original.get_weights())
             self._made[id(original)] = copy
         return self._made[id(original)]
 
@@ -185,14 +175,14 @@ class _Copy:
             layer = call.operation
             composite = isinstance(layer, keras.Layer) and not _is_plain(layer)
             if (call.inner is None or call.inner.opened) and composite and layer.weights:
-                _set_weights(layer, self._made[id(layer)])
+                _set_weights(layer, self._made[id(layer)], layer.get_weights())
             if isinstance(layer, keras.Layer) and (call.inner is None or call.inner.opened):
                 _carry_states(layer, self._made[id(layer)])
 
 
-def _set_weights(original: Any, copy: Any) -> None:
-    """Copies the weights of a layer or model."""
-    if [w.shape for w in original.weights] != [w.shape for w in copy.weights]:
+def _set_weights(original: Any, copy: Any, values: Sequence[np.ndarray]) -> None:
+    """Gives the copy of a layer or model its weights."""
+    if [tuple(w.shape) for w in copy.weights] != [tuple(value.shape) for value in values]:
         raise GrowthError(
             explain(
                 f"{original.name!r} ({type(original).__name__}) can't be copied",
@@ -201,7 +191,7 @@ def _set_weights(original: Any, copy: Any) -> None:
                 "Make its constructor's arguments say all sizes, or grow the model in place",
             )
         )
-    copy.set_weights(original.get_weights())
+    copy.set_weights(list(values))
 
 
 def _shapes(layer: Any) -> str:

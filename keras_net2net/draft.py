@@ -24,7 +24,7 @@ from keras_net2net.inference import Inference
 from keras_net2net.plan import Insertion, LayerChange, Plan, Step, WidthChange
 from keras_net2net.remaps import Remap, appended, draw, draw_bound, remap_of
 from keras_net2net.rules import builtin  # noqa: F401  (fills the rule book)
-from keras_net2net.weights import MAKES, READS, AxisChange, NewUnits, VariableChange
+from keras_net2net.weights import MAKES, READS, Addition, AxisChange, NewUnits, VariableChange
 from keras_net2net.widths import EXPRESSIONS, Expression, Width, resolve, widths_of
 
 
@@ -87,6 +87,7 @@ class Draft:
         stuck: Opened layers, by path, whose code couldn't have other sizes; with
             what it does, and how often it was tried.
         calibration: Data for operations that look at activations or gradients.
+        loss_of: The compiled model whose loss counts. Defaults to `None`: the model.
     """
 
     def __init__(
@@ -95,8 +96,10 @@ class Draft:
         seed: int,
         stuck: Mapping[str, tuple[str, int]] | None = None,
         calibration: Any = None,
+        loss_of: Any = None,
     ) -> None:
         self.model = model
+        self.loss_of = model if loss_of is None else loss_of
         self.seed = seed
         self.stuck = dict(stuck or {})
         self.calibration = calibration
@@ -202,6 +205,7 @@ class Draft:
         how: NewUnits,
         asked: Mapping[Width, Iterable[str]],
         fills: Mapping[Width, str | None] | None = None,
+        additions: Mapping[str, tuple[Addition, ...]] | None = None,
         start: Start | None = None,
     ) -> tuple[tuple[WidthChange, ...], tuple[LayerChange, ...]]:
         """Grows widths, and all that is made of them.
@@ -212,23 +216,13 @@ class Draft:
             asked: The paths of the layers that were named, for each width.
             fills: For the widths that a normalization sees together, what their new
                 units hold, as in `draw_bound`.
+            additions: What is added to weights, by path.
             start: For units that nothing may read yet, how they start; they are put behind
                 the old ones, and copy none of them. Defaults to `None`: `how` says it.
 
         Returns:
             The widths and the layers that change.
         """
-        owners = self.owners()
-        widths = tuple(
-            WidthChange(
-                width.name,
-                int(width.size or 0),
-                size,
-                tuple(owners.get(width, [width.name])),
-                tuple(asked.get(width, ())),
-            )
-            for width, size in sizes.items()
-        )
         fills = fills or {}
         remaps = {}
         for width, size in sizes.items():
@@ -240,10 +234,45 @@ class Draft:
                 if width in fills
                 else draw(self.seed, width.name, old, size)
             )
-        evaluate = _Evaluator(remaps, fills)
+        return self.remap(remaps, asked, how, fills, additions, start)
+
+    def remap(
+        self,
+        remaps: Mapping[Width, Remap],
+        asked: Mapping[Width, Iterable[str]],
+        how: NewUnits | None = None,
+        fills: Mapping[Width, str | None] | None = None,
+        additions: Mapping[str, tuple[Addition, ...]] | None = None,
+        start: Start | None = None,
+    ) -> tuple[tuple[WidthChange, ...], tuple[LayerChange, ...]]:
+        """Gives widths other units, and with them all that is made of them.
+
+        Args:
+            remaps: The remap of each width.
+            asked: The paths of the layers that were named, for each width.
+            how: How new units start. Defaults to `None`: as copies.
+            fills: As for `widen`.
+            additions: What is added to weights, by path.
+            start: As for `widen`.
+
+        Returns:
+            The widths and the layers that change.
+        """
+        owners = self.owners()
+        widths = tuple(
+            WidthChange(
+                width.name,
+                int(width.size or 0),
+                remap.size,
+                tuple(owners.get(width, [width.name])),
+                tuple(asked.get(width, ())),
+            )
+            for width, remap in remaps.items()
+        )
+        evaluate = _Evaluator(remaps, fills or {})
         layers = []
         for facts in self.inference.facts.values():
-            change = self._layer_change(facts, evaluate, how, start)
+            change = self._layer_change(facts, evaluate, how or NewUnits(), additions or {}, start)
             if change is not None:
                 if not facts.passing:
                     layers.append(change)
@@ -262,12 +291,19 @@ class Draft:
         return widths, tuple(layers)
 
     def _layer_change(
-        self, facts: Facts, evaluate: _Evaluator, how: NewUnits, start: Start | None
+        self,
+        facts: Facts,
+        evaluate: _Evaluator,
+        how: NewUnits,
+        additions: Mapping[str, tuple[Addition, ...]],
+        start: Start | None,
     ) -> LayerChange | None:
         variables = []
         for name, axes in facts.weights.items():
             remaps = [evaluate(axis.expression) for axis in axes]
-            if all(remap is None for remap in remaps):
+            path = f"{facts.path}/{name}"
+            added = additions.get(path, ())
+            if all(remap is None for remap in remaps) and not added:
                 continue
             offset = 0.0 if start is None else start.offsets.get(f"{facts.path}/{name}", 0.0)
             changes = tuple(
@@ -285,7 +321,7 @@ class Draft:
             )
             scale = evaluate.scale(facts.scales[name]) if name in facts.scales else 1.0
             old = tuple(axis.expression.size or 0 for axis in axes)
-            change = VariableChange(f"{facts.path}/{name}", changes, how, scale, old)
+            change = VariableChange(path, changes, how, scale, old, added)
             variables.append(change)
             self.shapes[change.name] = change.new_shape(old)
             if name not in privates.recurrent_states(facts.operation):

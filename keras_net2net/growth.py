@@ -15,6 +15,7 @@ from keras_net2net.compiled import update_compiled
 from keras_net2net.copies import copy_model
 from keras_net2net.draft import Draft
 from keras_net2net.errors import CodeError, GrowthError, explain
+from keras_net2net.freezing import Changes, check_freeze, freeze_old
 from keras_net2net.graph import read
 from keras_net2net.operations.base import Operation, as_operations
 from keras_net2net.optimizers import OPTIMIZER_STATES, OptimizerUpdate
@@ -58,14 +59,16 @@ def plan(model: Any, operations: Any, *, seed: int | None = None, calibration: A
     if len(groups) == 1:
         return draft_growth(model, operations, seed, calibration=calibration).plan()
     # What later stages look at is there only once the earlier ones are done: on a copy.
-    copy, named = copy_for(model, operations)
-    return grow(copy, named, seed=seed, verify=False, calibration=calibration).plan
+    copy, named = copy_for(model, operations, calibration)
+    options = {"seed": seed, "verify": False, "calibration": calibration}
+    return grow_model(copy, named, loss_of=model, **options).plan
 
 
-def copy_for(model: Any, operations: Any) -> tuple[Any, list[Operation]]:
+def copy_for(model: Any, operations: Any, calibration: Any = None) -> tuple[Any, list[Operation]]:
     """A copy of a model, and operations that name its layers by their paths."""
     wanted = as_operations(operations)
-    draft = draft_growth(model, stages(wanted)[0], 0)  # fail before anything is copied
+    # Fail before anything is copied.
+    draft = draft_growth(model, stages(wanted)[0], 0, calibration=calibration)
     return copy_model(read(model)), [one.by_path(draft) for one in wanted]
 
 
@@ -88,10 +91,11 @@ def draft_growth(
     seed: int | None,
     stuck: dict[str, tuple[str, int]] | None = None,
     calibration: Any = None,
+    loss_of: Any = None,
 ) -> Draft:
     """Plans a growth, and returns the draft that knows the plan and the graph."""
     wanted = as_operations(operations)
-    draft = Draft(model, as_seed(seed), stuck, calibration)
+    draft = Draft(model, as_seed(seed), stuck, calibration, loss_of)
     for operation in wanted:
         draft.steps.extend(operation.draft(draft))
     return draft
@@ -121,6 +125,7 @@ def grow(
     learning_rate: Any = None,
     verify: Any = True,
     calibration: Any = None,
+    freeze: str | None = None,
 ) -> GrowthReport:
     """Grows a model in place, so that it computes what it computed before.
 
@@ -158,6 +163,17 @@ def grow(
         calibration: Data for the operations that look at activations or gradients: a
             batch of inputs `x`, or `(x, y)` with targets, as the model's `fit` takes them.
             Defaults to `None`: there is none.
+        freeze: `"teacher"`: only what is new is trained from now on. Layers that were
+            there before are no longer trainable (a BatchNormalization then runs in
+            inference mode); where a layer holds old and new units, the old entries of
+            its weights are put back after each update. What old units share with their
+            copies is shared at the growth, and frozen then. A saved model is a plain one:
+            loaded, it is trainable where a layer holds anything new. Weights that are
+            assigned or loaded later are put back to those of now by the next step of
+            training. `unfreeze` ends it; a further growth takes it along. For progressive
+            networks (Rusu et al. 2016, arXiv:1606.04671) and students that keep their
+            trunk (NetTailor, Morgado and Vasconcelos, CVPR 2019). Defaults to `None`:
+            everything is trained as before.
 
     Returns:
         A `GrowthReport`.
@@ -177,8 +193,34 @@ def grow(
     >>> report.difference < 1e-6
     True
     """
+    return grow_model(
+        model,
+        operations,
+        seed=seed,
+        optimizer_state=optimizer_state,
+        learning_rate=learning_rate,
+        verify=verify,
+        calibration=calibration,
+        freeze=freeze,
+    )
+
+
+def grow_model(
+    model: Any,
+    operations: Any,
+    *,
+    seed: int | None = None,
+    optimizer_state: str = "reset",
+    learning_rate: Any = None,
+    verify: Any = True,
+    calibration: Any = None,
+    freeze: str | None = None,
+    loss_of: Any = None,
+) -> GrowthReport:
+    """Grows a model as `grow` does; a copy by the loss of the model that it is a copy of."""
     started = time.perf_counter()
     check_arguments(optimizer_state, learning_rate)
+    check_freeze(freeze, model)
     seed = as_seed(seed)
     stuck: dict[str, tuple[str, int]] = {}
     while True:
@@ -191,6 +233,8 @@ def grow(
                 learning_rate,
                 verify,
                 calibration,
+                freeze,
+                loss_of,
                 stuck,
                 started,
             )
@@ -211,6 +255,8 @@ def _grow(
     learning_rate: Any,
     verify: Any,
     calibration: Any,
+    freeze: str | None,
+    loss_of: Any,
     stuck: dict[str, tuple[str, int]],
     started: float,
 ) -> GrowthReport:
@@ -220,12 +266,13 @@ def _grow(
     notes: tuple[str, ...] = ()
     plans: list[Plan] = []
     inserted: list[Any] = []
+    changes = Changes()
     changed: dict[str, Any] = {}
     privates.sync_state(model)
     optimizer = OptimizerUpdate(model)
     try:
         for group in stages(operations):
-            draft = draft_growth(model, group, seed, stuck, calibration)
+            draft = draft_growth(model, group, seed, stuck, calibration, loss_of)
             planned = draft.plan()
             plans.append(planned)
             notes += _notes(draft, planned)
@@ -239,12 +286,20 @@ def _grow(
                     # what to make.
                     before = probe(model, draft.graph, None if verify is True else verify)
             more, seen = apply_plan(planned, draft, transaction)
+            changes.add(planned, draft)
             inserted += more
             notes += seen
             changed.update(changed_variables(planned, draft))
         whole = Plan.joined(plans)
         if not whole.empty:
-            notes += optimizer.slots(whole, changed, inserted, optimizer_state, transaction)
+            with privates.variable_scope(model):
+                thawed, seen = freeze_old(
+                    model, changes, inserted, freeze == "teacher", transaction
+                )
+            notes += seen
+            notes += optimizer.slots(
+                whole, changed, [*inserted, *thawed], optimizer_state, transaction
+            )
             if whole.outputs:
                 shapes = [tensor.shape for tensor in draft.graph.flat_outputs]
                 notes += update_compiled(model, whole.outputs, shapes, transaction)

@@ -161,6 +161,35 @@ def attention_has_one_size() -> bool:
     return bool(keras.backend.backend() == "jax")
 
 
+@contextlib.contextmanager
+def recorded_inputs(layers: Iterable[Any]) -> Iterator[dict[int, list[np.ndarray]]]:
+    """Records what layers are called with inside: the first argument, by `id` of layer.
+
+    The inside of a composite or subclassed layer makes no graph that could be run up to
+    some tensor, so the layers themselves tell. What is no number yet, as inside of a
+    compiled loop, isn't recorded.
+    """
+    record: dict[int, list[np.ndarray]] = {}
+    changed = []
+    for layer in layers:
+        vars(layer)["call"] = functools.partial(_record, record, layer, layer.call)
+        changed.append(layer)
+    try:
+        yield record
+    finally:
+        for layer in changed:
+            del vars(layer)["call"]
+
+
+def _record(
+    record: dict[int, list[np.ndarray]], layer: Any, call: Any, *args: Any, **kw: Any
+) -> Any:
+    given = args[0] if args else next(iter(kw.values()), None)
+    with contextlib.suppress(Exception):
+        record.setdefault(id(layer), []).append(np.asarray(keras.ops.convert_to_numpy(given)))
+    return call(*args, **kw)
+
+
 def has_build(layer: Any) -> bool:
     """Whether a layer's class has a `build` of its own, and so may make weights."""
     return type(layer).build is not keras.Layer.build
@@ -367,6 +396,11 @@ def own_variables(layer: Any) -> list[Any]:
     return list(seen.values())
 
 
+def own_trainable(layer: Any) -> list[Any]:
+    """The variables of a layer itself that are trained while it is trainable."""
+    return list(layer._trainable_variables)
+
+
 def named_variables(layer: Any) -> dict[str, Any]:
     """The variables of a layer itself by name, and the states that a recurrent one keeps.
 
@@ -477,7 +511,15 @@ def set_variable(variable: Any, value: Any) -> None:
     keeps its identity, name, regularizer and constraint.
     """
     value = variable._convert_to_tensor(value, dtype=variable._dtype)
-    variable._initialize(value)
+    trainable = variable._trainable
+    if keras.backend.backend() == "tensorflow":
+        # Its variables are watched, or not, as they were made: one that is frozen now
+        # must have a gradient once it no longer is.
+        variable._trainable = bool(variable._value.trainable)
+    try:
+        variable._initialize(value)
+    finally:
+        variable._trainable = trainable
     variable._shape = tuple(value.shape)
     variable._ndim = len(variable._shape)
 

@@ -18,7 +18,7 @@ from keras_net2net.weights import VariableChange
 
 @dataclasses.dataclass(frozen=True)
 class WidthChange:
-    """One width that grows.
+    """One width that grows or shrinks.
 
     Args:
         name: The width's name: the path of the layer that makes its units first.
@@ -272,7 +272,8 @@ def _describe(step: Step) -> list[str]:
     for width in step.widths:
         tied = [path for path in width.layers if path not in (width.asked or width.layers[:1])]
         also = f" (and, tied to it: {', '.join(tied)})" if tied else ""
-        lines.append(f"widen {width.label}: {width.old} -> {width.new}{also}")
+        what = "widen" if width.new > width.old else "narrow"
+        lines.append(f"{what} {width.label}: {width.old} -> {width.new}{also}")
     for insertion in step.insertions:
         kind = insertion.layer_class.__name__
         lines.append(f"insert {insertion.path} ({kind}) after {insertion.after}")

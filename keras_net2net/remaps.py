@@ -27,6 +27,7 @@ def generator(seed: int, *names: object) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "little")))
 
 
+REMOVED = -1  # what `Remap.into` holds for units that nothing takes over
 COPY, ZERO = -1, -2  # what `Remap.fill` holds beside the numbers of groups
 
 
@@ -48,6 +49,12 @@ class Remap:
             `COPY` for all other units. Defaults to `None`: no unit fills.
         groups: Integer array, shape `(old,)`: the group of each old unit, where
             units fill. Defaults to `None`.
+        into: Integer array, shape `(old,)`, where units are removed: the new unit
+            that takes over what reads each old one, or `REMOVED` where nothing
+            does. Defaults to `None`: no unit is removed.
+        left: Where units are removed that a normalization sees: the part that is
+            left of those that don't fill. Defaults to `None`: the normalization
+            stays as it is.
         name: The width that it is a remap of. Defaults to `""`: none, or several.
         parts: The remaps that it is made of, if it is made of several.
         crossed: Whether these are two that are multiplied; else they are joined.
@@ -59,6 +66,8 @@ class Remap:
     bound: np.ndarray | None = None
     fill: np.ndarray | None = None
     groups: np.ndarray | None = None
+    into: np.ndarray | None = None
+    left: float | None = None
     name: str = ""
     parts: tuple[Remap, ...] = ()
     crossed: bool = False
@@ -80,7 +89,9 @@ class Remap:
 
     @property
     def kept(self) -> float:
-        """The part of the units that doesn't fill."""
+        """The sum of squares that is left, as units that don't fill go or come, per unit."""
+        if self.into is not None:
+            return 1.0 if self.left is None else self.left * self.old_size / self.size
         return 1.0 - float(np.mean(self.fills))
 
     def __eq__(self, other: object) -> bool:
@@ -90,9 +101,10 @@ class Remap:
             self.old_size == other.old_size
             and np.array_equal(self.index, other.index)
             and np.array_equal(self.new, other.new)
+            and self.left == other.left
             and all(
                 np.array_equal(getattr(self, key), getattr(other, key))
-                for key in ("bound", "fill", "groups")
+                for key in ("bound", "fill", "groups", "into")
             )
         )
 
@@ -106,6 +118,30 @@ class Remap:
 def identity(size: int) -> Remap:
     """The remap that changes nothing."""
     return Remap(np.arange(size), np.zeros(size, bool), size)
+
+
+def removal(kept: np.ndarray, into: np.ndarray, left: float | None = None) -> Remap:
+    """The remap that removes units.
+
+    Args:
+        kept: The old units that stay, in their order.
+        into: For each old unit, the old unit that takes over what reads it, itself for
+            those that stay, or `REMOVED`.
+        left: See `Remap`. Defaults to `None`.
+
+    Returns:
+        The remap.
+
+    Example:
+
+    >>> import numpy as np
+    >>> removal(np.array([0, 2]), np.array([0, 2, 2, -1])).into.tolist()
+    [0, 1, 1, -1]
+    """
+    place = np.full(len(into), REMOVED)
+    place[kept] = np.arange(len(kept))
+    moved = np.where(into == REMOVED, REMOVED, place[into])
+    return Remap(kept, np.zeros(len(kept), bool), len(into), into=moved, left=left)
 
 
 def draw(seed: int, name: str, old: int, new: int) -> Remap:
@@ -226,6 +262,7 @@ def _joined(parts: list[Remap]) -> Remap:
         np.concatenate([part.index + at for part, at in zip(parts, offsets, strict=False)]),
         np.concatenate([part.new for part in parts]),
         int(offsets[-1]),
+        into=_joined_into(parts),
         parts=tuple(parts),
     )
     if all(part.bound is None for part in parts):
@@ -245,12 +282,35 @@ def _joined(parts: list[Remap]) -> Remap:
     )
 
 
+def _into(remap: Remap) -> np.ndarray:
+    return np.arange(remap.old_size) if remap.into is None else remap.into
+
+
+def _joined_into(parts: list[Remap]) -> np.ndarray | None:
+    """Where the removed units of a concatenation go."""
+    if all(part.into is None for part in parts):
+        return None
+    offsets = np.cumsum([0, *(part.size for part in parts)])
+    moved = [(_into(part), at) for part, at in zip(parts, offsets, strict=False)]
+    return np.concatenate([np.where(into == REMOVED, REMOVED, into + at) for into, at in moved])
+
+
+def _multiplied_into(outer: Remap, inner: Remap) -> np.ndarray | None:
+    """Where the removed units of an outer product go."""
+    if outer.into is None and inner.into is None:
+        return None
+    first, second = _into(outer)[:, None], _into(inner)[None, :]
+    gone = (first == REMOVED) | (second == REMOVED)
+    return np.where(gone, REMOVED, first * inner.size + second).ravel()
+
+
 def _multiplied(outer: Remap, inner: Remap) -> Remap:
     """The remap of the outer product of two axes."""
     result = Remap(
         np.add.outer(outer.index * inner.old_size, inner.index).ravel(),
         np.logical_or.outer(outer.new, inner.new).ravel(),
         outer.old_size * inner.old_size,
+        into=_multiplied_into(outer, inner),
         parts=(outer, inner),
         crossed=True,
     )

@@ -71,6 +71,42 @@ def sizes_for(expression: Expression, units: int) -> tuple[dict[Width, int] | No
     return None, below + [size for size in possible if size > units][:1]
 
 
+def smaller_sizes_for(
+    expression: Expression, units: int
+) -> tuple[dict[Width, int] | None, list[int]]:
+    """Finds smaller sizes of the free widths with which an expression has `units` units.
+
+    Args:
+        expression: The expression; at least one width in it is free.
+        units: The size wanted, below the present one.
+
+    Returns:
+        As `sizes_for`.
+    """
+    now = {width: int(width.size or 0) for width in growable(expression)}
+    start = evaluate(expression, now)
+    steps = {w: start - evaluate(expression, {**now, w: size - 1}) for w, size in now.items()}
+    total = sum(steps[width] * size for width, size in now.items())
+    shrunk = {w: max(1, size - (start - units) * size // total) for w, size in now.items()}
+    sums = _sums(steps, start - units + min(steps.values()))
+    for base in (shrunk, now):
+        sizes, missing = dict(base), evaluate(expression, base) - units
+        while missing > 0:
+            rest = {w: missing - step for w, step in steps.items() if sizes[w] > 1}
+            fits = [w for w, left in rest.items() if left == 0 or (left > 0 and sums[left])]
+            if not fits:
+                break
+            sizes[fits[0]] -= 1
+            missing = rest[fits[0]]
+        if evaluate(expression, sizes) == units:
+            return {width: size for width, size in sizes.items() if size < now[width]}, []
+    least = evaluate(expression, dict.fromkeys(now, 1))
+    possible = [start - less for less, width in enumerate(sums) if width is not None]
+    possible = [size for size in possible if size >= least] or [least]
+    above = [size for size in possible if size > units][-1:]
+    return None, [size for size in possible if size < units][:1] + above
+
+
 def _sums(steps: Mapping[Width, int], most: int) -> list[Width | None]:
     """For each number up to `most`, a width whose step is the last of a sum of steps to it."""
     sums: list[Width | None] = [None] * (most + 1)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_net2net.remaps import COPY, Remap, generator
+from keras_net2net.remaps import COPY, REMOVED, Remap, generator
 
 MAKES = "makes"  # the axis makes units: a kernel's output axis, a bias
 READS = "reads"  # the axis reads units: a kernel's input axis
@@ -27,7 +27,8 @@ class NewUnits:
     """How new units start; the same for all the weights of one growth.
 
     Args:
-        kind: `"replicate"`, `"fresh"` or `"random"`.
+        kind: `"replicate"`, `"fresh"` or `"random"`; or `"zero"`: what they read and what
+            reads them is zero, for an `Addition` to set.
         shares: `"random"` or `"even"`: how copies share what reads them.
         noise: Standard deviation of the noise on the copies' incoming weights,
             relative to that of the weights. Defaults to `0.0`.
@@ -66,6 +67,33 @@ class AxisChange:
     offset: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Addition:
+    """Numbers that were worked out for some units, and are added to their weights.
+
+    Args:
+        axis: The axis of the units.
+        at: Integer array: the units, as they are numbered after the change.
+        values: What is added, the axis of the units first.
+    """
+
+    axis: int
+    at: np.ndarray
+    values: np.ndarray
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Addition):
+            return NotImplemented
+        return (
+            self.axis == other.axis
+            and np.array_equal(self.at, other.at)
+            and np.array_equal(self.values, other.values)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.axis, self.at.tobytes()))
+
+
 @dataclasses.dataclass(frozen=True)
 class VariableChange:
     """What happens to one variable.
@@ -77,6 +105,7 @@ class VariableChange:
         how: How the new units start.
         scale: What the grown variable is multiplied by.
         shape: Its shape before. Defaults to `None`: it isn't known.
+        additions: What is added to it then.
     """
 
     name: str
@@ -84,6 +113,7 @@ class VariableChange:
     how: NewUnits = NewUnits()
     scale: float = 1.0
     shape: tuple[int, ...] | None = None
+    additions: tuple[Addition, ...] = ()
 
     def new_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The variable's shape after the change."""
@@ -112,6 +142,9 @@ class VariableChange:
             change = self.axes[axis]
             if change is not None:
                 before = new
+                if change.role == READS and change.remap.into is not None:
+                    new = _merged(before, axis, change.remap)
+                    continue
                 new = np.take(before, change.remap.index, axis=axis)
                 _fill(np.moveaxis(new, axis, 0), np.moveaxis(before, axis, 0), change)
         if new is old:
@@ -119,11 +152,15 @@ class VariableChange:
         if self.scale != 1.0:
             new *= new.dtype.type(self.scale)
         for axis, change in enumerate(self.axes):
-            if change is not None and change.role == MAKES and old.ndim > 1:
+            if change is not None and change.role == MAKES and self.how.kind == "zero":
+                np.moveaxis(new, axis, 0)[change.remap.free] = 0
+            elif change is not None and change.role == MAKES and old.ndim > 1:
                 self._start_incoming(new, old, axis, change.remap, seed)
         for axis, change in enumerate(self.axes):
             if change is not None and change.role == READS:
                 self._start_outgoing(new, old, axis, change.remap, seed)
+        for addition in self.additions:
+            np.moveaxis(new, addition.axis, 0)[addition.at] += addition.values
         return new.astype(dtype, copy=False)
 
     def _start_incoming(
@@ -216,6 +253,17 @@ class VariableChange:
                 keep = keep | change.remap.free.reshape(shape)
         added = remap.free
         units[added] = np.where(keep, units[added], 0)
+
+
+def _merged(old: np.ndarray, axis: int, remap: Remap) -> np.ndarray:
+    """Adds what reads removed units to what reads the units that take over."""
+    into = np.asarray(remap.into)
+    new = np.take(old, remap.index, axis=axis)
+    units, source = np.moveaxis(new, axis, 0), np.moveaxis(old, axis, 0)
+    moved = (into != REMOVED) & (remap.index[into] != np.arange(remap.old_size))
+    for unit in np.flatnonzero(moved):
+        units[into[unit]] += source[unit]
+    return new
 
 
 def _fill(units: np.ndarray, old: np.ndarray, change: AxisChange) -> None:

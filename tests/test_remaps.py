@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_net2net.remaps import Remap, draw, generator, identity, remap_of, size_of
+from keras_net2net.remaps import (
+    REMOVED,
+    Remap,
+    draw,
+    generator,
+    identity,
+    remap_of,
+    removal,
+    size_of,
+)
 from keras_net2net.widths import Concat, Fixed, Product, Width
 
 
@@ -160,3 +169,29 @@ def test_an_axis_gathers_what_gathering_along_its_factors_gathers(data):
     # Each unit that was there is there once.
     kept = found.index[~found.new]
     assert kept.tolist() == sorted(kept) == list(range(array.size))
+
+
+def test_a_removal_says_who_takes_over():
+    # Of a0 a1 a2 a3, a1 goes into a0, and a2 goes without a trace.
+    found = removal(np.array([0, 3]), np.array([0, 0, REMOVED, 3]))
+    assert found.index.tolist() == [0, 3]
+    assert found.into.tolist() == [0, 0, REMOVED, 1]
+    assert not found.new.any()
+    assert (found.old_size, found.size, found.kept) == (4, 2, 1.0)
+    assert removal(np.array([0]), np.array([0, 0, REMOVED]), left=0.5).kept == 1.5
+    assert found != removal(np.array([0, 3]), np.array([0, 3, REMOVED, 3]))
+
+
+def test_removals_join_and_multiply():
+    a, b = Width("a", 3), Width("b", 2)
+    remaps = {a: removal(np.array([0, 2]), np.array([0, 0, 2]))}
+    found = remap_of(Concat((b, a)), remaps)
+    assert found.index.tolist() == [0, 1, 2, 4]
+    assert found.into.tolist() == [0, 1, 2, 2, 3]
+    found = remap_of(Product((Fixed(2), a)), remaps)
+    assert found.index.tolist() == [0, 2, 3, 5]
+    assert found.into.tolist() == [0, 0, 1, 2, 2, 3]
+    remaps[b] = removal(np.array([1]), np.array([REMOVED, 1]))
+    found = remap_of(Product((b, a)), remaps)
+    assert found.index.tolist() == [3, 5]
+    assert found.into.tolist() == [REMOVED] * 3 + [0, 0, 1]

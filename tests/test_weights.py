@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_net2net.remaps import Remap, draw
-from keras_net2net.weights import FOLLOWS, MAKES, READS, AxisChange, NewUnits, VariableChange
+from keras_net2net.remaps import REMOVED, Remap, draw, removal
+from keras_net2net.weights import (
+    FOLLOWS,
+    MAKES,
+    READS,
+    Addition,
+    AxisChange,
+    NewUnits,
+    VariableChange,
+)
 
 # Units 0, 1, 2 grow by copies of 1, 2 and 1: one unit alone, one of three, one of two.
 GROWN = Remap(np.array([0, 1, 2, 1, 2, 1]), np.arange(6) >= 3, 3)
@@ -292,3 +300,28 @@ def test_fresh_and_noisy_units_keep_the_dtype(dtype):
         new = change(None, (MAKES, GROWN), how=how).apply(kernel, 0)
         assert new.dtype == dtype
         assert np.isfinite(new.astype("float32")).all()
+
+
+def test_what_reads_removed_units_is_added_to_what_reads_those_that_take_over():
+    remap = removal(np.array([0, 2]), np.array([0, 0, 2, REMOVED]))
+    old = np.arange(8, dtype="float32").reshape(4, 2)
+    reads = VariableChange("w", (AxisChange(READS, remap), None))
+    assert reads.apply(old, 0).tolist() == [[0 + 2, 1 + 3], [4, 5]]
+    makes = VariableChange("w", (AxisChange(MAKES, remap), None), scale=2.0)
+    assert makes.apply(old, 0).tolist() == [[0, 2], [8, 10]]
+    assert old[0, 0] == 0
+    assert reads.new_shape((4, 2)) == (2, 2)
+
+
+def test_numbers_that_were_worked_out_are_added_at_their_units():
+    grown = Remap(np.array([0, 1, 0]), np.array([False, False, True]), 2)
+    addition = Addition(1, np.array([2]), np.array([[5.0, 6.0]], "float32"))
+    change = VariableChange(
+        "w", (None, AxisChange(MAKES, grown)), NewUnits("zero"), additions=(addition,)
+    )
+    old = np.ones((2, 2), "float32")
+    assert change.apply(old, 0).tolist() == [[1, 1, 5], [1, 1, 6]]
+    other = Addition(1, np.array([2]), np.array([[5.0, 7.0]], "float32"))
+    assert addition == Addition(1, np.array([2]), np.array([[5.0, 6.0]], "float32"))
+    assert addition != other
+    assert hash(addition) == hash(other)

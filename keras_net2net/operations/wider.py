@@ -9,31 +9,31 @@ from typing import Any
 import keras
 
 from keras_net2net.draft import Draft
-from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError, explain
-from keras_net2net.facts import Facts
+from keras_net2net.errors import GrowthError, SizeError, explain
 from keras_net2net.fills import fills_for
+from keras_net2net.gradmax import GradMax, Site, find_site
 from keras_net2net.operations.base import (
     Match,
-    Operation,
-    find_layers,
     fixed_request,
     label,
     plain,
     real_number,
     whole_number,
 )
+from keras_net2net.operations.resizing import Request, Resizing, whole_units
 from keras_net2net.plan import Skipped, Step
+from keras_net2net.remaps import draw
 from keras_net2net.sizes import growable, sizes_for
-from keras_net2net.weights import NewUnits
-from keras_net2net.widths import Product, Width, resolve, widths_of
+from keras_net2net.weights import Addition, NewUnits
+from keras_net2net.widths import Width
 
-NEW_UNITS = ("replicate", "fresh", "random")
+NEW_UNITS = ("replicate", "fresh", "random", "gradmax")
 SHARES = ("random", "even")
 
 
 @keras.saving.register_keras_serializable(package="keras_net2net")
 @dataclasses.dataclass(frozen=True, repr=False)
-class Wider(Operation):
+class Wider(Resizing):
     """Widens layers: more units in Dense, more filters in a convolution.
 
     New units copy old ones, and the weights that read them are shared among the
@@ -61,7 +61,12 @@ class Wider(Operation):
             chosen units (Net2WiderNet). `"fresh"`: with random incoming weights
             at the norm of the existing units', and zero outgoing ones; exact
             too. `"random"`: random both ways, the "random pad" baseline of the
-            paper (section 3.1); *not* exact. Defaults to `"replicate"`.
+            paper (section 3.1); *not* exact. `"gradmax"`: with zero incoming weights,
+            and the outgoing ones that give those the largest first gradient on a batch
+            of data (`calibration=(x, y)`; the model is compiled); or, where an activation
+            has no slope at zero (ReLU) or a batch normalization follows, the other way
+            round; exact. For Dense and Conv2D that Dense and Conv2D read (GradMax, Evci
+            et al., ICLR 2022, arXiv:2201.05125). Defaults to `"replicate"`.
         shares: How copies share the weights that read them. `"random"`: a random
             share for each copy and each outgoing weight, summing to one; exact,
             and it separates the copies, also under Adam. `"even"`: 1/count, as in
@@ -112,12 +117,12 @@ class Wider(Operation):
             )
         if isinstance(self.layers, dict):
             sizes = {
-                name: _whole(units, f"The units of {plain(name)!r}", received)
+                name: whole_units(units, f"The units of {plain(name)!r}", received)
                 for name, units in self.layers.items()
             }
             self._set(layers=sizes)
         if self.units is not None:
-            self._set(units=_whole(self.units, "`units`", received))
+            self._set(units=whole_units(self.units, "`units`", received))
             if self.layers is None:
                 raise GrowthError(
                     explain(
@@ -172,55 +177,80 @@ class Wider(Operation):
 
     @property
     def _how(self) -> NewUnits:
-        return NewUnits(self.new_units, self.shares, float(self.noise))
+        kind = "zero" if self.new_units == "gradmax" else self.new_units
+        return NewUnits(kind, self.shares, float(self.noise))
+
+    @property
+    def looks_at_model(self) -> bool:
+        """Whether it chooses units by gradient."""
+        return self.new_units == "gradmax"
 
     def draft(self, draft: Draft) -> list[Step]:
         """Widens the layers of a draft."""
         skipped: list[Skipped] = []
-        sizes: dict[Width, int] = {}
-        asked: dict[Width, list[Match]] = {}
-        # A layer whose units are a product may be satisfied by what another one needs.
-        for request in sorted(self._requests(draft), key=lambda one: len(one.choices) > 1):
-            problem = self._obstacle(draft, request)
-            if problem is not None:
-                skipped.append(Skipped(request.facts.path, problem))
-                continue
-            now = int(request.expression.size or 0)
-            if request.units == now:
-                skipped.append(Skipped(request.facts.path, f"has {now} units already"))
-                continue
-            if request.units is not None and request.units < now:
-                raise SizeError(
-                    explain(
-                        f"Layer {label(request.facts)} can't be widened to {request.units} units",
-                        f"it has {now}, and widening only adds units",
-                        repr(self),
-                        f"Pass more than {now} units",
-                    )
-                )
-            grown = [w for w in request.choices if w in sizes and request.units is None]
-            for width, size in ({} if grown else self._sizes(request)).items():
-                if sizes.setdefault(width, size) != size:
-                    raise self._conflict(request, width, size, sizes[width], asked[width])
-                asked.setdefault(width, []).append(request.match)
-            for width in grown:
-                asked[width].append(request.match)
+        sizes, asked = self._asked(draft, skipped, self._sizes)
         fills = self._fills(draft, sizes, asked, skipped)
+        additions: dict[str, tuple[Addition, ...]] = {}
+        notes: list[str] = []
+        if self.new_units == "gradmax":
+            sites = self._sites(draft, sizes, asked, skipped)
+            remaps = {w: draw(draft.seed, w.name, int(w.size or 0), n) for w, n in sizes.items()}
+            if sites:
+                additions, notes = GradMax(draft, sites, repr(self)).choose(remaps)
         if not sizes:
             self._nothing(draft, skipped)
             return [Step(self, skipped=tuple(skipped), exact=self.exact)]
         names = {width: [match.facts.path for match in asked[width]] for width in sizes}
-        widths, layers = draft.widen(sizes, self._how, names, fills)
+        widths, layers = draft.widen(sizes, self._how, names, fills, additions)
         return [
             Step(
                 self,
                 widths=widths,
                 layers=layers,
                 skipped=tuple(skipped),
-                notes=self._notes(fills),
+                notes=(*self._notes(fills), *notes),
                 exact=self.exact,
             )
         ]
+
+    def _sites(
+        self,
+        draft: Draft,
+        sizes: dict[Width, int],
+        asked: dict[Width, list[Match]],
+        skipped: list[Skipped],
+    ) -> dict[Width, Site]:
+        """Where units can be chosen by gradient; takes out the widths where they can't."""
+        sites = {}
+        for width in list(sizes):
+            found = find_site(draft, width)
+            if isinstance(found, Site):
+                sites[width] = found
+                continue
+            named = next((match for match in asked[width] if match.named), None)
+            if named is not None:
+                raise GrowthError(
+                    explain(
+                        f"New units of layer {label(named.facts)} can't be chosen by gradient",
+                        found,
+                        repr(self),
+                        "Pass `new_units='fresh'`, or choose another layer",
+                    )
+                )
+            skipped += [Skipped(match.facts.path, found) for match in asked[width]]
+            del sizes[width]
+        return sites
+
+    def _check_direction(self, request: Request, now: int) -> None:
+        if request.units is not None and request.units < now:
+            raise SizeError(
+                explain(
+                    f"Layer {label(request.facts)} can't be widened to {request.units} units",
+                    f"it has {now}, and widening only adds units",
+                    repr(self),
+                    f"Pass more than {now} units",
+                )
+            )
 
     def _fills(
         self,
@@ -248,62 +278,10 @@ class Wider(Operation):
                 skipped += [Skipped(match.facts.path, problem) for match in asked[width]]
                 del sizes[width]
 
-    def _requests(self, draft: Draft) -> list[_Request]:
-        """Each layer that is meant, with what is asked for."""
-        if self.layers is None:
-            found = [
-                Match(facts, False)
-                for facts in draft.layers()
-                if facts.units or (facts.operation.weights and not facts.has_rule)
-            ]
-            return [one for match in found for one in self._split(match, None)]
-        if isinstance(self.layers, dict):
-            return [
-                one
-                for name, units in self.layers.items()
-                for match in find_layers(draft, name, repr(self))
-                for one in self._split(match, units)
-            ]
-        return [
-            one
-            for match in find_layers(draft, self.layers, repr(self))
-            for one in self._split(match, self.units)
-        ]
-
-    def _split(self, match: Match, units: Any) -> list[_Request]:
-        """One request for each thing that a layer counts and that is named."""
-        if isinstance(units, dict):
-            parts: list[Any] = [(key, self._rounded(size), None) for key, size in units.items()]
-        elif isinstance(self.factor, dict):
-            parts = [(key, None, factor) for key, factor in self.factor.items()]
-        else:
-            size = None if units is None else self._rounded(units)
-            return [_Request(match, match.facts.main, size, self.factor)]
-        requests = []
-        for key, size, factor in parts:
-            counted = match.facts.units
-            part = key if key in counted else key.removeprefix("num_")
-            if part not in counted and not match.named and not counted:
-                continue
-            if part not in counted:
-                raise GrowthError(
-                    explain(
-                        f"Layer {label(match.facts)} has no {key!r} that could grow",
-                        f"it counts {', '.join(map(repr, counted)) or 'nothing'}",
-                        repr(self),
-                        "Name one of these, or pass a number",
-                    )
-                )
-            requests.append(_Request(match, counted[part], size, factor))
-        return requests
-
-    def _rounded(self, units: int) -> int:
-        return -(-units // self.round_to) * self.round_to
-
     def _factored(self, now: int, factor: float | None) -> int:
         return self._rounded(max(now + 1, math.floor(now * float(factor or 1) + 0.5)))
 
-    def _sizes(self, request: _Request) -> dict[Width, int]:
+    def _sizes(self, request: Request) -> dict[Width, int]:
         expression, units = request.expression, request.units
         free = growable(expression)
         if units is None:
@@ -322,89 +300,6 @@ class Wider(Operation):
             )
         return sizes
 
-    def _obstacle(self, draft: Draft, request: _Request) -> str | None:
-        """Why a layer can't be widened; an error if it was named outright."""
-        match, facts = request.match, request.facts
-        if not facts.units:
-            if not match.named and facts.has_rule:
-                return "has no units of its own"
-            if not match.named:
-                return f"{type(facts.operation).__name__} has no rule"
-            raise FixedWidthError(self._no_units(draft, facts))
-        widths = list(widths_of(request.expression))
-        if any(width.obstacle is None for width in widths):
-            return None
-        width = widths[0] if widths else None
-        reason = str(width.obstacle) if width is not None else "its size is fixed"
-        if not match.named:
-            return reason
-        path = draft.path_to_obstacle(facts, width) if width is not None else [facts.path]
-        cause = draft_operation(draft, path[-1])
-        instead = (
-            f"Register a rule for {type(cause).__name__} with `keras_net2net.register_rule`, "
-            "or widen another layer"
-            if "has no rule" in reason and cause is not None
-            else "Widen another layer: `print(plan(model, Wider(factor=2)))` lists those that can"
-        )
-        raise FixedWidthError(
-            explain(
-                f"Layer {label(facts)} can't be widened",
-                f"its width is fixed: {reason} (path: {' -> '.join(path)})",
-                repr(self),
-                instead,
-            )
-        )
-
-    def _no_units(self, draft: Draft, facts: Facts) -> str:
-        kind = type(facts.operation).__name__
-        makers: list[str] = []
-        owners = draft.owners()
-        for _, call in draft.calls_of(facts.operation):
-            for tensor in call.inputs:
-                for axis in draft.inference.of(tensor):
-                    for width in widths_of(axis):
-                        makers += [p for p in owners.get(width, []) if p not in makers]
-        return explain(
-            f"Layer {label(facts)} can't be widened",
-            f"a {kind} makes no units of its own"
-            if facts.has_rule
-            else f"{kind} has no rule that says which units it makes",
-            repr(self),
-            f"Widen what makes the units that it works on: {', '.join(map(repr, makers))}"
-            if makers and facts.has_rule
-            else f"Register a rule for {kind} with `keras_net2net.register_rule`"
-            if not facts.has_rule
-            else "Widen another layer",
-        )
-
-    def _conflict(
-        self, request: _Request, width: Width, size: int, other: int, asked: list[Match]
-    ) -> ConflictError:
-        names = ", ".join(repr(match.facts.path) for match in asked)
-        return ConflictError(
-            explain(
-                f"Layer {label(request.facts)} can't be widened to {size} units",
-                f"its units are tied to those of {names} (width {width!r}), "
-                f"for which {other} are asked",
-                repr(self),
-                "Ask for one size",
-            )
-        )
-
-    def _nothing(self, draft: Draft, skipped: list[Skipped]) -> None:
-        """No layer grows: fine if all had their size before, else an error."""
-        if all("already" in skip.reason for skip in skipped) and skipped:
-            return
-        reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in skipped[:8])
-        raise FixedWidthError(
-            explain(
-                f"No layer of the model {draft.model.name!r} that was asked for can be widened",
-                reasons or "there is none that makes units",
-                repr(self),
-                "Widen another layer: `print(plan(model, Wider(factor=2)))` lists those that can",
-            )
-        )
-
     def _notes(self, fills: dict[Width, str | None]) -> tuple[str, ...]:
         notes = []
         for width, fill in fills.items():
@@ -421,42 +316,3 @@ class Wider(Operation):
         elif self.noise:
             notes.append(f"not exact: noise of {self.noise:g} on the copies' incoming weights")
         return tuple(notes)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    """One thing that a layer counts, and what is asked for it."""
-
-    match: Match
-    expression: Any
-    units: int | None
-    factor: Any
-
-    @property
-    def facts(self) -> Facts:
-        return self.match.facts
-
-    @property
-    def choices(self) -> list[Width]:
-        """The widths of which one has to grow, where there are several."""
-        expression = resolve(self.expression)
-        if not isinstance(expression, Product):
-            return []
-        return [width for factor in expression.factors for width in growable(factor)]
-
-
-def _whole(value: Any, what: str, received: str) -> Any:
-    """A number of units, or a dict of these."""
-    if isinstance(value, dict) and value:
-        return {
-            str(key): whole_number(size, f"{what} ({key})", received) for key, size in value.items()
-        }
-    return whole_number(value, what, received)
-
-
-def draft_operation(draft: Draft, path: str) -> Any | None:
-    """The operation at a path of the draft."""
-    for facts in draft.inference.facts.values():
-        if facts.path == path:
-            return facts.operation
-    return None

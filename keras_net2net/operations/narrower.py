@@ -1,0 +1,338 @@
+"""Narrower: units are removed again, exactly where they are copies of others."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import keras
+
+from keras_net2net.draft import Draft
+from keras_net2net.errors import GrowthError, SizeError, explain
+from keras_net2net.least_change import Activations
+from keras_net2net.narrowing import Copies, Held, largest, norms, removable, unequal, weights_of
+from keras_net2net.operations.base import (
+    Match,
+    fixed_request,
+    label,
+    plain,
+    real_number,
+    whole_number,
+)
+from keras_net2net.operations.resizing import Request, Resizing, whole_units
+from keras_net2net.plan import Skipped, Step
+from keras_net2net.remaps import Remap
+from keras_net2net.sizes import growable, smaller_sizes_for
+from keras_net2net.weights import Addition
+from keras_net2net.widths import Width
+
+KEEP = ("duplicates", "norm", "activation")
+
+
+@keras.saving.register_keras_serializable(package="keras_net2net")
+@dataclasses.dataclass(frozen=True, repr=False)
+class Narrower(Resizing):
+    """Removes units of layers: `Wider` the other way round.
+
+    Everything that the units reach shrinks with them: the layers that read them,
+    normalizations, and, where units are summed, the other layers of the sum.
+
+    Args:
+        layers: Which layers, as for `Wider`. Defaults to `None`: every layer that can
+            be narrowed.
+        units: Integer, the new number of units, or a dict, as for `Wider`. Defaults to
+            `None`; with `keep="duplicates"` all duplicates there are then go.
+        factor: Float below 1, the new size relative to the old one, rounded to the
+            nearest integer, and at least one unit fewer. Or a dict, as for `units`.
+            Defaults to `None`.
+        round_to: Integer. New sizes are rounded up to a multiple of it. Defaults to `1`.
+        keep: Which units stay.
+
+            - `"duplicates"`: those of which no other is a copy: units with the same
+              incoming weights (up to how copies share those that they read) and the
+              same numbers in all that follows them. What reads the copies is added up:
+              exact. Units that fill up a layer normalization go as well. After a
+              widening with copies this gives the first weights back, up to rounding.
+            - `"norm"`: those with the largest product of the norm of all incoming
+              weights, the scale of the normalizations (`|gamma| / sqrt(variance +
+              epsilon)`), and the norm of all outgoing weights. *Not* exact, unless
+              what is removed is read with zeros, as fresh units are.
+            - `"activation"`: those whose removal changes least what reads them, as an
+              expected square on a batch of data (`calibration=x`): the variance of
+              the activation times the squared norm of the weights that read it. The
+              mean of what is removed goes into the bias of the layer that reads it,
+              or the moving mean of the batch normalization behind that. Where there
+              is neither, the mean square takes the place of the variance. *Not* exact.
+
+            Defaults to `"duplicates"`.
+
+    Raises:
+        GrowthError: If the arguments contradict each other.
+        SizeError: If a size isn't possible.
+
+    Source: the norm of filters as a criterion: Li et al., Pruning Filters for Efficient
+    ConvNets (ICLR 2017, arXiv:1608.08710), section 3.1, there of incoming weights alone;
+    the factor gamma: Liu et al., Network Slimming (ICCV 2017, arXiv:1708.06519).
+
+    Example:
+
+    >>> import keras
+    >>> import keras_net2net as n2n
+    >>> model = keras.Sequential([
+    ...     keras.Input((8,)),
+    ...     keras.layers.Dense(16, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(3),
+    ... ])
+    >>> _ = n2n.grow(model, n2n.Wider("hidden", units=24), seed=0)
+    >>> report = n2n.grow(model, n2n.Narrower("hidden"))
+    >>> model.get_layer("hidden").units, report.difference < 1e-5
+    (16, True)
+    """
+
+    layers: Any = None
+    units: int | dict[str, int] | None = None
+    _: dataclasses.KW_ONLY
+    factor: float | dict[str, float] | None = None
+    round_to: int = 1
+    keep: str = "duplicates"
+
+    _do: ClassVar[str] = "narrow"
+    _done: ClassVar[str] = "narrowed"
+    _change: ClassVar[str] = "shrink"
+    _lists: ClassVar[str] = "Narrower(factor=0.5, keep='norm')"
+
+    def __post_init__(self) -> None:
+        received = repr(self)
+        if self.keep not in KEEP:
+            raise GrowthError(
+                explain(
+                    f"`keep` can't be {self.keep!r}",
+                    f"it is one of {', '.join(map(repr, KEEP))}",
+                    received,
+                    "Pass `keep='duplicates'`",
+                )
+            )
+        given = [isinstance(self.layers, dict), self.units is not None, self.factor is not None]
+        if sum(given) > 1 or (sum(given) == 0 and self.keep != "duplicates"):
+            raise GrowthError(
+                explain(
+                    "The new size isn't clear",
+                    "it comes from exactly one of `units`, `factor` and a dict of layers to units",
+                    received,
+                    f"Pass `Narrower('conv1', units=32, keep={self.keep!r})`, or none of them with "
+                    "`keep='duplicates'`",
+                )
+            )
+        if isinstance(self.layers, dict):
+            sizes = {
+                name: whole_units(units, f"The units of {plain(name)!r}", received)
+                for name, units in self.layers.items()
+            }
+            self._set(layers=sizes)
+        if self.units is not None:
+            self._set(units=whole_units(self.units, "`units`", received))
+            if self.layers is None:
+                raise GrowthError(
+                    explain(
+                        "One number of units doesn't fit every layer of a model",
+                        "`units` needs `layers`",
+                        received,
+                        "Name the layers, or use `factor`",
+                    )
+                )
+        parts = self.factor if isinstance(self.factor, dict) else {"": self.factor}
+        factors = {name: real_number(value) for name, value in parts.items()}
+        if self.factor is not None and (
+            not factors or any(f is None or not 0 < f < 1 for f in factors.values())
+        ):
+            raise SizeError(
+                explain(
+                    f"`factor` can't be {self.factor!r}",
+                    "a narrower layer has fewer units than before, and at least one",
+                    received,
+                    "Pass a factor between 0 and 1",
+                )
+            )
+        round_to = whole_number(self.round_to, "`round_to`", received)
+        factor: Any = factors if isinstance(self.factor, dict) else factors[""]
+        self._set(layers=fixed_request(self.layers), factor=factor, round_to=round_to)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the operation preserves the function: where only duplicates go."""
+        return self.keep == "duplicates"
+
+    @property
+    def looks_at_model(self) -> bool:
+        """It looks at weights, and for `keep="activation"` at activations."""
+        return True
+
+    def draft(self, draft: Draft) -> list[Step]:
+        """Narrows the layers of a draft."""
+        weights = weights_of(draft.inference)
+        skipped: list[Skipped] = []
+        notes: tuple[str, ...] = ()
+        additions: dict[str, tuple[Addition, ...]] = {}
+        if self.exact:
+            remaps, asked = self._without_duplicates(draft, weights, skipped)
+        else:
+            sizes, asked = self._asked(draft, skipped, self._sizes)
+            remaps, additions, notes = self._with_least_change(draft, weights, sizes)
+        if not remaps:
+            self._nothing(draft, skipped)
+            return [Step(self, skipped=tuple(skipped), exact=self.exact)]
+        names = {width: [match.facts.path for match in asked[width]] for width in remaps}
+        widths, layers = draft.remap(remaps, names, additions=additions)
+        return [
+            Step(
+                self,
+                widths=widths,
+                layers=layers,
+                skipped=tuple(skipped),
+                notes=notes,
+                exact=self.exact,
+            )
+        ]
+
+    # -- sizes ---------------------------------------------------------------------
+
+    def _check_direction(self, request: Request, now: int) -> None:
+        if request.units is not None and request.units > now:
+            raise SizeError(
+                explain(
+                    f"Layer {label(request.facts)} can't be narrowed to {request.units} units",
+                    f"it has {now}, and narrowing only removes units",
+                    repr(self),
+                    f"Pass fewer than {now} units, or use `Wider`",
+                )
+            )
+
+    def _sizes(self, request: Request) -> dict[Width, int]:
+        expression, units = request.expression, request.units
+        if units is None:
+            sizes = {}
+            for width in growable(expression):
+                now = int(width.size or 0)
+                nearest = math.floor(now * float(request.factor or 1) + 0.5)
+                sizes[width] = self._rounded(max(1, min(now - 1, nearest)))
+            return {width: size for width, size in sizes.items() if size < int(width.size or 0)}
+        found, possible = smaller_sizes_for(expression, units)
+        if found is None:
+            near = " or ".join(map(str, possible)) or "another number of"
+            raise SizeError(
+                explain(
+                    f"Layer {label(request.facts)} can't be narrowed to {units} units",
+                    f"its units are made of {expression!r}, of which "
+                    f"{', '.join(repr(width) for width in growable(expression))} can shrink",
+                    repr(self),
+                    f"Pass {near} units",
+                )
+            )
+        return found
+
+    # -- duplicates ----------------------------------------------------------------
+
+    def _without_duplicates(
+        self, draft: Draft, weights: list[Held], skipped: list[Skipped]
+    ) -> tuple[dict[Width, Remap], dict[Width, list[Match]]]:
+        free = [width for width in draft.owners() if width.obstacle is None]
+        found = removable(draft.inference, weights, free)
+        sized = self.units is not None or self.factor is not None or isinstance(self.layers, dict)
+
+        def sizes_of(request: Request) -> dict[Width, int]:
+            if sized:
+                return self._sizes(request)
+            return {width: found[width].sizes()[0] for width in growable(request.expression)}
+
+        sizes, asked = self._asked(draft, skipped, sizes_of)
+        remaps: dict[Width, Remap] = {}
+        for width, size in sizes.items():
+            possible = found[width].sizes()
+            if size == width.size:
+                reason = "has no duplicates"
+                skipped += [Skipped(match.facts.path, reason) for match in asked[width]]
+            elif size in possible:
+                remaps[width] = found[width].remap(size)
+            else:
+                self._leave(width, self._too_few(width, found[width]), size, asked, skipped)
+        while problems := unequal(draft.inference, remaps):
+            for width, problem in problems.items():
+                self._leave(width, problem, remaps.pop(width).size, asked, skipped)
+        return remaps, asked
+
+    def _too_few(self, width: Width, found: Copies) -> str:
+        possible = found.sizes()
+        count = len(found.labels) - possible[0]
+        if not count:
+            return f"none of its {width.size} units is a duplicate"
+        if len(possible) <= count:
+            listed = ", ".join(map(str, possible[:-1]))
+            return (
+                f"{count} of its {width.size} units are duplicates, and a normalization over the "
+                f"units lets it have {listed} without them"
+            )
+        return f"only {count} of its {width.size} units are duplicates"
+
+    def _leave(
+        self,
+        width: Width,
+        problem: str,
+        size: int,
+        asked: Mapping[Width, list[Match]],
+        skipped: list[Skipped],
+    ) -> None:
+        """Skips a width; an error if one of its layers was named outright."""
+        named = next((match for match in asked[width] if match.named), None)
+        if named is not None:
+            raise SizeError(
+                explain(
+                    f"Layer {label(named.facts)} can't be narrowed to {size} units exactly",
+                    problem,
+                    repr(self),
+                    "Pass another size, or `keep='norm'`, which changes the function least",
+                )
+            )
+        skipped += [Skipped(match.facts.path, problem) for match in asked[width]]
+
+    def _nothing(self, draft: Draft, skipped: list[Skipped]) -> None:
+        if skipped and self.exact and any("no duplicates" in skip.reason for skip in skipped):
+            return
+        super()._nothing(draft, skipped)
+
+    # -- least change ----------------------------------------------------------------
+
+    def _with_least_change(
+        self, draft: Draft, weights: list[Held], sizes: Mapping[Width, int]
+    ) -> tuple[dict[Width, Remap], dict[str, tuple[Addition, ...]], tuple[str, ...]]:
+        # What reads units that go doesn't count: from the outputs to the inputs.
+        backwards = list(sizes.items())[::-1]
+        remaps: dict[Width, Remap] = {}
+        if self.keep == "norm" or not sizes:
+            for width, size in backwards:
+                remaps[width] = largest(norms(weights, width, remaps), size)
+            remaps = {width: remaps[width] for width in sizes}
+            return remaps, {}, ("not exact: the units with the smallest norms are removed",)
+        if draft.calibration is None:
+            raise GrowthError(
+                explain(
+                    "The activations of the units can't be compared",
+                    "`keep='activation'` needs data to look at",
+                    repr(self),
+                    "Pass `grow(..., calibration=x)` with a batch of inputs, or `keep='norm'`",
+                )
+            )
+        seen = Activations(draft, weights)
+        blind = []
+        for width, size in backwards:
+            scores = seen.scores(width, remaps)
+            if scores is None:
+                scores = norms(weights, width, remaps)
+                blind.append(repr(width))
+            remaps[width] = largest(scores, size)
+        notes = ["not exact: the units whose activations matter least are removed"]
+        if blind:
+            notes.append(f"chosen by norm, since nothing shows what reads them: {', '.join(blind)}")
+        remaps = {width: remaps[width] for width in sizes}
+        return remaps, seen.means_to_biases(remaps), tuple(notes)
