@@ -24,7 +24,14 @@ from keras_net2net.inference import Inference
 from keras_net2net.plan import Insertion, LayerChange, Plan, Step, WidthChange
 from keras_net2net.remaps import Remap, appended, draw, draw_bound, remap_of
 from keras_net2net.rules import builtin  # noqa: F401  (fills the rule book)
-from keras_net2net.weights import MAKES, READS, AxisChange, NewUnits, VariableChange
+from keras_net2net.weights import (
+    MAKES,
+    READS,
+    AxisChange,
+    NewUnits,
+    VariableChange,
+    VariableReplacement,
+)
 from keras_net2net.widths import EXPRESSIONS, Expression, Width, resolve, widths_of
 
 
@@ -63,7 +70,12 @@ class Draft:
         seed: The seed of all that is drawn.
         stuck: Opened layers, by path, whose code couldn't have other sizes; with
             what it does, and how often it was tried.
-        calibration: Data for operations that look at activations or gradients.
+        calibration: Data for operations that look at activations or gradients, or a
+            function that returns it, called when it is wanted.
+
+    Attributes:
+        training_data: The inputs that an operation has made the model's behaviour in
+            training mode exact for, if one has; what it is compared on.
     """
 
     def __init__(
@@ -76,7 +88,8 @@ class Draft:
         self.model = model
         self.seed = seed
         self.stuck = dict(stuck or {})
-        self.calibration = calibration
+        self.training_data: Any = None
+        self._calibration = calibration
         self.graph: Graph = graphs.read(model)
         self.settings: dict[int, dict[str, Any]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -86,6 +99,16 @@ class Draft:
         self._before = self.parameters
         self._inference: Inference | None = None
         self._heads: frozenset[int] = frozenset()
+
+    @property
+    def calibration(self) -> Any:
+        """The data for operations that look at activations or gradients, or `None`."""
+        return self._calibration() if callable(self._calibration) else self._calibration
+
+    @property
+    def calibration_label(self) -> str:
+        """What the data is, for messages."""
+        return str(getattr(self._calibration, "label", "the calibration data"))
 
     @property
     def inference(self) -> Inference:
@@ -334,16 +357,7 @@ class Draft:
         Returns:
             The tensor that the last of them makes.
         """
-        if g.opened:
-            raise GrowthError(
-                explain(
-                    f"No layer can be inserted into {g.path or g.model.name!r} "
-                    f"({type(g.model).__name__})",
-                    "its own code decides which layers it calls",
-                    f"an insertion of {chain[0].insertion.path!r}",
-                    "Insert layers into Sequential or Functional models, or widen it",
-                )
-            )
+        self._check_open(g, chain[0].insertion.path)
         calls = []
         x = after
         for inserted in chain:
@@ -351,11 +365,83 @@ class Draft:
             calls.append(Call(inserted.layer, inserted.insertion.path, (x,), {}, [y]))
             x = y
             if inserted.insertion.path not in self.inserted:
-                self.inserted[inserted.insertion.path] = inserted
-                self.parameters += sum(_count(w.shape) for w in inserted.insertion.weights)
+                self._enter(inserted)
         g.insert_after(after, calls, x)
         self._inference = None
         return x
+
+    def insert_before(
+        self, g: Graph, call: Call, inserted: Inserted, shape: tuple[int | None, ...]
+    ) -> Tensor:
+        """Inserts a layer before a call, which then reads what the layer makes.
+
+        Args:
+            g: The graph that the call stands in.
+            call: The call, of one tensor. Other calls that read it don't change.
+            inserted: The layer.
+            shape: The shape of what it makes.
+
+        Returns:
+            The tensor that it makes.
+        """
+        self._check_open(g, inserted.insertion.path)
+        x = call.inputs[0]
+        y = Tensor(shape, call.outputs[0].dtype)
+        new = Call(inserted.layer, inserted.insertion.path, (x,), {}, [y])
+        if inserted.insertion.path not in self.inserted:
+            self._enter(inserted)
+        g.insert_before(call, x, new, y)
+        self._inference = None
+        return y
+
+    def replace(
+        self, facts: Facts, config: Mapping[str, Any], variables: Iterable[VariableReplacement]
+    ) -> LayerChange:
+        """Gives a layer other settings, and weights that are computed from its old ones.
+
+        Args:
+            facts: What is known of the layer.
+            config: The attributes that change, with their new values.
+            variables: The weights that change.
+
+        Returns:
+            The change.
+        """
+        variables = tuple(variables)
+        settings = self.settings.setdefault(id(facts.operation), {})
+        changed = []
+        for key, value in config.items():
+            before = self.setting(facts.operation, key)
+            if value != before:
+                changed.append((key, before, value))
+                settings[key] = value
+        for change in variables:
+            old = [axis.expression.size or 0 for axis in facts.weights[change.label]]
+            self.shapes[change.name] = change.shape
+            self.parameters += _count(change.shape) - _count(old)
+        self._inference = None
+        kind = type(facts.operation).__name__
+        return LayerChange(facts.path, kind, tuple(changed), variables)
+
+    def _enter(self, inserted: Inserted) -> None:
+        """Notes a layer that is inserted."""
+        path = inserted.insertion.path
+        self.inserted[path] = inserted
+        for weight in inserted.insertion.weights:
+            self.shapes[f"{path}/{weight.name}"] = weight.shape
+            self.parameters += _count(weight.shape)
+
+    def _check_open(self, g: Graph, path: str) -> None:
+        if g.opened:
+            raise GrowthError(
+                explain(
+                    f"No layer can be inserted into {g.path or g.model.name!r} "
+                    f"({type(g.model).__name__})",
+                    "its own code decides which layers it calls",
+                    f"an insertion of {path!r}",
+                    "Insert layers into Sequential or Functional models, or widen it",
+                )
+            )
 
 
 class _Evaluator:
