@@ -115,7 +115,7 @@ def measure(draft: Draft, points: Iterable[Point], data: Any) -> list[Moments]:
         raise GrowthError(
             explain(
                 f"The model {draft.model.name!r} can't be calibrated",
-                f"it doesn't take the calibration data: {error}",
+                f"it doesn't take the calibration data: {' '.join(str(error).split())[:200]}",
                 f"data of the shapes {[tuple(np.shape(one)) for one in keras.tree.flatten(x)]}",
                 "Pass a batch of inputs, or `(inputs, targets)`, as the model's `fit` takes them",
             )
@@ -142,7 +142,8 @@ def _watcher(targets: list[tuple[Point, list[Moments]]]) -> Callable[..., None]:
 
     def watch(inputs: Any, **kwargs: Any) -> None:
         given = {key: value for key, value in kwargs.items() if value is not None}
-        for (point, found), x in zip(targets, inside(inputs, **given), strict=True):
+        made = keras.tree.flatten(inside(inputs, **given))  # one tensor alone comes bare
+        for (point, found), x in zip(targets, made, strict=True):
             found.append(_moments(x, point.axis))
 
     return watch

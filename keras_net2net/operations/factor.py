@@ -159,7 +159,7 @@ def _before(site: Any) -> str:
     for other in graph.calls:
         if any(made is x for made in other.outputs):
             return str(other.path)
-    return str(getattr(x.keras_tensor, "name", "the input"))
+    return str(privates.input_layer(x.keras_tensor).name)  # type: ignore[union-attr]
 
 
 def _how_well(error: float) -> str:
