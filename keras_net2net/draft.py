@@ -90,6 +90,7 @@ class Draft:
         self.stuck = dict(stuck or {})
         self.training_data: Any = None
         self._calibration = calibration
+        self._called: list[Any] = []
         self.graph: Graph = graphs.read(model)
         self.settings: dict[int, dict[str, Any]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -103,7 +104,9 @@ class Draft:
     @property
     def calibration(self) -> Any:
         """The data for operations that look at activations or gradients, or `None`."""
-        return self._calibration() if callable(self._calibration) else self._calibration
+        if callable(self._calibration) and not self._called:
+            self._called = [self._calibration()]
+        return self._called[0] if self._called else self._calibration
 
     @property
     def calibration_label(self) -> str:

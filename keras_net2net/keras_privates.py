@@ -225,13 +225,15 @@ def set_arguments(node: Any, args: tuple, kwargs: dict) -> None:
 def calls_watched(watchers: Iterable[tuple[Any, Callable[..., None]]]) -> Iterator[None]:
     """Tells with what models are called, inside others as well.
 
-    Keras calls `self.call`, which an attribute of the instance can stand before; there
-    is no hook for it. The attribute is set past Keras, which would track it.
+    Calls that a watcher itself makes aren't told. Keras calls `self.call`, which an
+    attribute of the instance can stand before; there is no hook for it. The attribute is
+    set past Keras, which would track it.
     """
     watched = []
+    busy: list[Any] = []
     try:
         for model, watch in watchers:
-            vars(model)["call"] = functools.partial(_watched_call, watch, model.call)
+            vars(model)["call"] = functools.partial(_watched_call, busy, watch, model.call)
             watched.append(model)
         yield
     finally:
@@ -240,10 +242,15 @@ def calls_watched(watchers: Iterable[tuple[Any, Callable[..., None]]]) -> Iterat
 
 
 def _watched_call(
-    watch: Callable[..., None], own: Callable[..., Any], *args: Any, **kw: Any
+    busy: list[Any], watch: Callable[..., None], own: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    watch(*args, **kw)
-    return own(*args, **kw)
+    if not busy:
+        busy.append(watch)
+        try:
+            watch(*args, **kwargs)
+        finally:
+            busy.pop()
+    return own(*args, **kwargs)
 
 
 def mask_of(x: Any) -> Any | None:

@@ -62,24 +62,45 @@ _MEANINGS = {
 class Deeper(Operation):
     """Inserts identity layers after layers, so that the model gets deeper.
 
-    Each new layer is of the family of the layer that it follows (Dense, Conv1D,
-    Conv2D or Conv3D; stride 1, the same kernel size) and holds the identity, so
-    that the model computes what it computed before. It stands behind the layer's
+    Each new layer is of the family of the layer that it follows (Dense, EinsumDense, or
+    a convolution of any kind; stride 1, the same kernel size) and holds the identity,
+    so that the model computes what it computed before. It stands behind the layer's
     whole block, its normalization and its activation included.
+
+    An inserted BatchNormalization undoes itself: gamma = sqrt(v + epsilon), beta = m,
+    moving mean m and moving variance v. This is exact at inference whatever m and v
+    are. With data, m and v are the moments of what it reads there, in training mode:
+    then it is exact in training mode too, on that data. Without data they follow from
+    the block's own normalization (with ReLU: the moments of a rectified Gaussian), and
+    the report says by how much the outputs differ in training mode.
 
     Args:
         layers: Which layers: a name, a path, a glob pattern, a layer object, or a
             list of these.
         count: Integer, how many layers to insert after each. Defaults to `1`.
+        form: What the new layers start as. Defaults to `"identity"`.
+            - `"identity"`: layers with the activation of the block, which must be
+              idempotent (as ReLU is), or with `activation`.
+            - `"prelu"`: linear layers, each with a PReLU whose slopes are one: an
+              identity that can learn to bend, after any activation.
+            - `"factor"`: the layer itself (Dense, Conv1D, Conv2D or Conv3D) is replaced
+              by two whose product it is: one without bias that makes `rank` units from
+              what the layer sees, then the layer, which maps these to its own.
+            - `"auto"`: the best of these that is exact; the plan says which, and why.
         batch_norm: Boolean, whether the new layers have BatchNormalization.
-            Defaults to `None`: as in the layer's own block. An inserted
-            normalization is exact at inference; in training mode it normalizes by
-            the statistics of the batch, which changes the outputs.
+            Defaults to `None`: as in the layer's own block.
         activation: The new layers' activation. Defaults to `None`: that of the
             block. It must leave the block's output as it is, as ReLU does after
             ReLU, or `"linear"` does after anything.
         units: Integer, the new layers' number of units, if larger than that of
             the layer below: Deeper composed with Wider. Defaults to `None`.
+        rank: Integer, the number of units between two factors. Below the rank of the
+            kernel it isn't exact: the plan names the relative error of the kernel.
+            Defaults to `None`: as many as there can be, which is exact.
+        calibration: A batch of inputs `x`, or `(x, y)`, by which inserted
+            normalizations are set. It isn't part of the configuration. Defaults to
+            `None`: the `calibration` of the growth; in a callback, that of the callback,
+            or the first batches of its `fit`.
 
     Raises:
         GrowthError: If an argument isn't possible.
@@ -97,6 +118,9 @@ class Deeper(Operation):
     >>> report = n2n.grow(model, n2n.Deeper("conv"), seed=0)
     >>> [layer.name for layer in model.layers][:2]
     ['conv', 'conv_deeper_1']
+
+    Source: Chen, Goodfellow, Shlens: Net2Net (ICLR 2016), section 2.3; PReLU: He et al.,
+    arXiv 1502.01852.
     """
 
     layers: Any

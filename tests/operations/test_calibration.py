@@ -234,6 +234,28 @@ def test_a_nested_model_that_is_called_twice_is_measured_at_both_calls():
     assert np.allclose(array(norm.moving_variance), both.var(0), atol=1e-5)
 
 
+def test_a_nested_model_and_what_stands_around_it_are_measured_at_once():
+    y = start = keras.Input((4,))
+    y = layers.Dense(4, name="fc")(y)
+    inner = keras.Model(start, layers.BatchNormalization(name="bn")(y), name="inner")
+    x = inputs = keras.Input((4,))
+    x = layers.Dense(4, activation="relu", name="around")(inner(x))
+    model = randomize(keras.Model(inputs, layers.Add(name="sum")([x, inner(inputs + x)])))
+    given = data(16, 4)
+    first = keras.Model(model.input, model.get_layer("around").output)
+    around = outputs(first, given, training=True)[0]
+    calls = [outputs(inner, one, training=True)[0] for one in (given, given + around)]
+    operation = n2n.Deeper(["around", "inner/fc"], batch_norm=True, calibration=given)
+    n2n.grow(model, operation, seed=0)
+    assert np.allclose(
+        array(model.get_layer("around_deeper_1_bn").moving_mean), around.mean(0), atol=1e-5
+    )
+    seen = np.concatenate(calls)  # each call once
+    norm = inner.get_layer("fc_deeper_1_bn")
+    assert np.allclose(array(norm.moving_mean), seen.mean(0), atol=1e-5)
+    assert np.allclose(array(norm.moving_variance), seen.var(0), atol=1e-5)
+
+
 def test_a_shared_layer_is_measured_at_all_its_calls():
     fc = layers.Dense(3, activation="relu", name="fc")
     a, b = keras.Input((4,), name="left"), keras.Input((4,), name="right")
