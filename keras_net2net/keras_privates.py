@@ -898,7 +898,8 @@ def fit_batches(model: Any, samples: int, most: int = 8) -> list[Any]:
 
     `fit` keeps its data in a local variable, `epoch_iterator`, on all backends, and tells
     callbacks nothing of it: the frames of the callers are looked through. The iterator
-    itself isn't touched, so that no batch is lost: what feeds it is asked again.
+    itself isn't touched, so that no batch is lost: what feeds it is asked again. (A
+    shuffled `tf.data.Dataset` then goes on in another random order.)
 
     Args:
         model: The model.
@@ -915,6 +916,7 @@ def fit_batches(model: Any, samples: int, most: int = 8) -> list[Any]:
     seen = 0
     try:
         for batch in _first_batches(iterator.data_adapter):
+            batch = tuple(batch) if isinstance(batch, list) else batch  # as Keras takes it
             found.append(keras.tree.map_structure(np.asarray, batch))
             seen += len(keras.tree.flatten(found[-1])[0])
             if seen >= samples or len(found) == most:
