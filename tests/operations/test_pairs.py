@@ -205,7 +205,7 @@ def test_every_pair_of_inception_v3_is_deepened_by_two_more():
     x = data_for(model, batch=8)
     before = both_modes(model, x)
     report = n2n.grow(model, n2n.DeeperPairs(count=2), seed=0, verify=x, calibration=x)
-    assert_same(both_modes(model, x), before, 1e-5)
+    assert_same(both_modes(model, x), before, 1e-4)  # rounding in 146 convolutions
     inserted = [i for i in report.plan.steps[0].insertions if i.layer_class is layers.Conv2D]
     assert len(inserted) == 13 * 2 * 2  # 3 pairs in each of 4 modules, and one in the next
     assert {i.config["kernel_size"] for i in inserted} == {(1, 7), (7, 1)}
