@@ -48,7 +48,9 @@ class Probe:
         Returns:
             The difference, or `None` if no output can be compared.
         """
-        new = [old_entries(y, i, changes) for i, y in enumerate(run(model, self.batch, self.training))]
+        new = [
+            old_entries(y, i, changes) for i, y in enumerate(run(model, self.batch, self.training))
+        ]
         differences = [
             float(np.max(np.abs(y - old), initial=0.0))
             for y, old in zip(new, self.outputs, strict=True)

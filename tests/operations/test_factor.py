@@ -193,6 +193,18 @@ def test_a_layer_is_factored_while_fit_runs():
     assert growth.history[0].difference < 1e-6
 
 
+def test_the_moments_of_a_factored_kernel_start_again():
+    model = model_of((5,), layers.Dense(4, activation="tanh", name="it"))
+    model.compile(keras.optimizers.Adam(use_ema=True), "mse")
+    x = data_for(model, batch=8)
+    model.train_on_batch(x, np.zeros((8, 3)))
+    operation = n2n.Deeper("it", form="factor")
+    with pytest.warns(UserWarning, match="it_kernel_momentum.* start again"):
+        n2n.grow(model, operation, seed=0, optimizer_state="carry")
+    model.train_on_batch(x, np.zeros((8, 3)))
+    assert np.isfinite(model.evaluate(x, np.zeros((8, 3)), verbose=0))
+
+
 def test_mixed_precision_is_factored():
     policy = "mixed_float16"
     model = model_of((5,), layers.Dense(4, activation="tanh", dtype=policy, name="it"))
