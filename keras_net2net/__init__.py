@@ -21,6 +21,7 @@ from keras_net2net.operations.deeper import Deeper
 from keras_net2net.operations.larger_kernel import LargerKernel
 from keras_net2net.operations.narrower import Narrower
 from keras_net2net.operations.new_classes import NewClasses
+from keras_net2net.operations.pairs import DeeperPairs
 from keras_net2net.operations.wider import Wider
 from keras_net2net.plan import Plan
 from keras_net2net.rates import Rewarm, Rewind
@@ -35,6 +36,7 @@ __all__ = [
     "CodeError",
     "ConflictError",
     "Deeper",
+    "DeeperPairs",
     "FixedWidthError",
     "GrowthError",
     "GrowthReport",

@@ -25,7 +25,7 @@ from keras_net2net.plan import LayerChange, Plan
 from keras_net2net.reopening import update_opened
 from keras_net2net.rules.registry import rule_for
 from keras_net2net.transaction import Transaction
-from keras_net2net.weights import VariableChange
+from keras_net2net.weights import VariableChange, VariableReplacement
 from keras_net2net.widths import Axes, is_axes, resolve
 
 T = TypeVar("T")
@@ -66,9 +66,11 @@ def apply_plan(
             initial = {weight.name: weight.array(dtype) for weight in new.insertion.weights}
             values = grown_values(initial, steps, plan.seed)
             config = dict(new.insertion.config)
-            for change in steps:
-                config.update({key: after for key, _, after in change.config})
+            changed = {key: after for change in steps for key, _, after in change.config}
+            config.update({key: after for key, after in changed.items() if key in config})
             layer = new.insertion.layer_class.from_config(config)
+            for key in changed.keys() - config.keys():  # an attribute of another name
+                privates.set_setting(layer, key, changed[key])
             shapes = {"input_shape": _shape_of(known[path].given[0][0])}
             privates.build_with_values(layer, shapes, values.get)
             inserted[id(new.layer)] = layer
@@ -120,7 +122,7 @@ def _values(layer: Any, steps: list[LayerChange]) -> dict[str, np.ndarray]:
     }
 
 
-def _name(change: VariableChange) -> str:
+def _name(change: VariableChange | VariableReplacement) -> str:
     return change.name.rsplit("/", 1)[-1]
 
 
@@ -329,7 +331,7 @@ def rewire(graph: Graph, inserted: dict[int, Any], transaction: Transaction) -> 
             if like is None:
                 outputs.append(keras.KerasTensor(tensor.shape, dtype=tensor.dtype))
             else:
-                outputs.append(privates.new_tensor(like, tensor.shape, call.node is not None))
+                outputs.append(privates.new_tensor(like, tensor.shape, True))
         for tensor, symbolic in zip(call.outputs, outputs, strict=True):
             known[id(tensor)] = symbolic
         privates.record_call(operation, args, kwargs, outputs, call.node)

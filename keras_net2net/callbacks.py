@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
+from keras_net2net import keras_privates as privates
 from keras_net2net.errors import GrowthError, explain
 from keras_net2net.freezing import check_freeze
 from keras_net2net.growth import check_arguments, grow
@@ -31,7 +33,8 @@ class GrowthScheduler(keras.callbacks.Callback):
         optimizer_state: See `grow`. Defaults to `"reset"`.
         learning_rate: See `grow`. Defaults to `None`.
         verify: See `grow`. Defaults to `True`.
-        calibration: See `grow`. Defaults to `None`.
+        calibration: See `grow`. Defaults to `None`: the first batches of the running
+            `fit` (256 samples, 8 batches at most), where its data can be read twice.
         freeze: See `grow`. Defaults to `None`.
         across_fits: Whether epochs are counted on over all the `fit`s that the
             callback takes part in, so that each epoch's growth happens once: for
@@ -101,7 +104,7 @@ class GrowthScheduler(keras.callbacks.Callback):
             optimizer_state=self.optimizer_state,
             learning_rate=_told(self.learning_rate, now),
             verify=self.verify,
-            calibration=self.calibration,
+            calibration=_FitData(self.model) if self.calibration is None else self.calibration,
             freeze=self.freeze,
         )
         report = dataclasses.replace(report, epoch=now)
@@ -137,6 +140,26 @@ class _Told:
 
     def __repr__(self) -> str:
         return repr(self.policy)
+
+
+class _FitData:
+    """The first batches of a running `fit`, read when an operation wants them."""
+
+    label = "the first batches of this `fit`"
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._read = False
+        self._data: Any = None
+
+    def __call__(self) -> Any:
+        """The batches as one, or `None`."""
+        if not self._read:
+            self._read = True
+            batches = privates.fit_batches(self._model, samples=256)
+            if batches:
+                self._data = keras.tree.map_structure(lambda *x: np.concatenate(x), *batches)
+        return self._data
 
 
 def _checked(schedule: Schedule) -> Schedule:

@@ -24,7 +24,15 @@ from keras_net2net.inference import Inference
 from keras_net2net.plan import Insertion, LayerChange, Plan, Step, WidthChange
 from keras_net2net.remaps import Remap, appended, draw, draw_bound, remap_of
 from keras_net2net.rules import builtin  # noqa: F401  (fills the rule book)
-from keras_net2net.weights import MAKES, READS, Addition, AxisChange, NewUnits, VariableChange
+from keras_net2net.weights import (
+    MAKES,
+    READS,
+    Addition,
+    AxisChange,
+    NewUnits,
+    VariableChange,
+    VariableReplacement,
+)
 from keras_net2net.widths import EXPRESSIONS, Expression, Width, resolve, widths_of
 
 
@@ -86,8 +94,13 @@ class Draft:
         seed: The seed of all that is drawn.
         stuck: Opened layers, by path, whose code couldn't have other sizes; with
             what it does, and how often it was tried.
-        calibration: Data for operations that look at activations or gradients.
+        calibration: Data for operations that look at activations or gradients, or a
+            function that returns it, called when it is wanted.
         loss_of: The compiled model whose loss counts. Defaults to `None`: the model.
+
+    Attributes:
+        training_data: The inputs that an operation has made the model's behaviour in
+            training mode exact for, if one has; what it is compared on.
     """
 
     def __init__(
@@ -102,7 +115,9 @@ class Draft:
         self.loss_of = model if loss_of is None else loss_of
         self.seed = seed
         self.stuck = dict(stuck or {})
-        self.calibration = calibration
+        self.training_data: Any = None
+        self._calibration = calibration
+        self._called: list[Any] = []
         self.graph: Graph = graphs.read(model)
         self.settings: dict[int, dict[str, Any]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -112,6 +127,18 @@ class Draft:
         self._before = self.parameters
         self._inference: Inference | None = None
         self._heads: frozenset[int] = frozenset()
+
+    @property
+    def calibration(self) -> Any:
+        """The data for operations that look at activations or gradients, or `None`."""
+        if callable(self._calibration) and not self._called:
+            self._called = [self._calibration()]
+        return self._called[0] if self._called else self._calibration
+
+    @property
+    def calibration_label(self) -> str:
+        """What the data is, for messages."""
+        return str(getattr(self._calibration, "label", "the calibration data"))
 
     @property
     def inference(self) -> Inference:
@@ -414,22 +441,85 @@ class Draft:
             last: The tensor that the last of them makes, of the shape of `after`.
             made: The layers that they call.
         """
+        self._check_open(g, made[0].insertion.path)
+        for inserted in made:
+            if inserted.insertion.path not in self.inserted:
+                self._enter(inserted)
+        g.insert_after(after, calls, last)
+        self._inference = None
+
+    def insert_before(
+        self, g: Graph, call: Call, inserted: Inserted, shape: tuple[int | None, ...]
+    ) -> Tensor:
+        """Inserts a layer before a call, which then reads what the layer makes.
+
+        Args:
+            g: The graph that the call stands in.
+            call: The call, of one tensor. Other calls that read it don't change.
+            inserted: The layer.
+            shape: The shape of what it makes.
+
+        Returns:
+            The tensor that it makes.
+        """
+        self._check_open(g, inserted.insertion.path)
+        x = call.inputs[0]
+        y = Tensor(shape, call.outputs[0].dtype)
+        new = Call(inserted.layer, inserted.insertion.path, (x,), {}, [y])
+        if inserted.insertion.path not in self.inserted:
+            self._enter(inserted)
+        g.insert_before(call, x, new, y)
+        self._inference = None
+        return y
+
+    def replace(
+        self, facts: Facts, config: Mapping[str, Any], variables: Iterable[VariableReplacement]
+    ) -> LayerChange:
+        """Gives a layer other settings, and weights that are computed from its old ones.
+
+        Args:
+            facts: What is known of the layer.
+            config: The attributes that change, with their new values.
+            variables: The weights that change.
+
+        Returns:
+            The change.
+        """
+        variables = tuple(variables)
+        settings = self.settings.setdefault(id(facts.operation), {})
+        changed = []
+        for key, value in config.items():
+            before = self.setting(facts.operation, key)
+            if value != before:
+                changed.append((key, before, value))
+                settings[key] = value
+        for change in variables:
+            old = [axis.expression.size or 0 for axis in facts.weights[change.label]]
+            self.shapes[change.name] = change.shape
+            self.parameters += _count(change.shape) - _count(old)
+        self._inference = None
+        kind = type(facts.operation).__name__
+        return LayerChange(facts.path, kind, tuple(changed), variables)
+
+    def _enter(self, inserted: Inserted) -> None:
+        """Notes a layer that is inserted."""
+        path = inserted.insertion.path
+        self.inserted[path] = inserted
+        for weight in inserted.insertion.weights:
+            self.shapes[f"{path}/{weight.name}"] = weight.shape
+            self.parameters += _count(weight.shape)
+
+    def _check_open(self, g: Graph, path: str) -> None:
         if g.opened:
             raise GrowthError(
                 explain(
                     f"No layer can be inserted into {g.path or g.model.name!r} "
                     f"({type(g.model).__name__})",
                     "its own code decides which layers it calls",
-                    f"an insertion of {made[0].insertion.path!r}",
+                    f"an insertion of {path!r}",
                     "Insert layers into Sequential or Functional models, or widen it",
                 )
             )
-        for inserted in made:
-            if inserted.insertion.path not in self.inserted:
-                self.inserted[inserted.insertion.path] = inserted
-                self.parameters += sum(_count(w.shape) for w in inserted.insertion.weights)
-        g.insert_after(after, calls, last)
-        self._inference = None
 
 
 class _Evaluator:

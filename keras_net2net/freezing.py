@@ -23,7 +23,7 @@ from keras_net2net.errors import GrowthError, explain
 from keras_net2net.optimizers import OptimizerUpdate
 from keras_net2net.plan import Plan
 from keras_net2net.transaction import Transaction
-from keras_net2net.weights import VariableChange
+from keras_net2net.weights import VariableChange, VariableReplacement
 
 FREEZE = (None, "teacher")
 _MARK = "_keras_net2net_frozen"  # of layers that were trainable before
@@ -83,7 +83,7 @@ class Changes:
     """How the variables of a model change in a growth, stage by stage."""
 
     def __init__(self) -> None:
-        self.of: dict[int, list[VariableChange]] = {}
+        self.of: dict[int, list[VariableChange | VariableReplacement]] = {}
         self.held: list[Any] = []  # an `id` must stay that of its variable
 
     def add(self, plan: Plan, draft: Draft) -> None:
@@ -102,7 +102,9 @@ class Changes:
                     self.held.append(variable)
 
 
-def grown_mask(mask: np.ndarray, changes: Sequence[VariableChange]) -> np.ndarray:
+def grown_mask(
+    mask: np.ndarray, changes: Sequence[VariableChange | VariableReplacement]
+) -> np.ndarray:
     """The mask of the entries that were frozen before, after some changes.
 
     Args:
@@ -113,6 +115,8 @@ def grown_mask(mask: np.ndarray, changes: Sequence[VariableChange]) -> np.ndarra
         Boolean array, in the shape from after: false for all that is new.
     """
     for change in changes:
+        if isinstance(change, VariableReplacement):  # each entry is made of many old ones
+            mask = np.full(change.shape, mask.all())
         for at, axis in enumerate(change.axes):
             if axis is not None:
                 mask = np.take(mask, axis.remap.index, axis=at)

@@ -195,6 +195,18 @@ class Graph:
             self._enter(call)
         self.edited = True
 
+    def insert_before(self, call: Call, tensor: Tensor, new: Call, made: Tensor) -> None:
+        """Puts a call before another one, which then reads `made` instead of `tensor`."""
+        self._index()
+        call.args, call.kwargs = keras.tree.map_structure(
+            lambda x: made if x is tensor else x, (call.args, call.kwargs)
+        )
+        self._readers[id(tensor)] = [one for one in self._readers[id(tensor)] if one is not call]
+        self._readers.setdefault(id(made), []).append(call)
+        self.calls.insert(self.calls.index(call), new)
+        self._enter(new)
+        self.edited = True
+
 
 def read(model: Any) -> Graph:
     """Reads the graph of a built model.

@@ -7,6 +7,7 @@ import secrets
 import time
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_net2net import keras_privates as privates
@@ -23,7 +24,7 @@ from keras_net2net.plan import Plan
 from keras_net2net.rates import check_policy
 from keras_net2net.report import GrowthReport
 from keras_net2net.transaction import Transaction
-from keras_net2net.verify import Probe, probe
+from keras_net2net.verify import Probe, probe, training_probe
 
 
 def plan(model: Any, operations: Any, *, seed: int | None = None, calibration: Any = None) -> Plan:
@@ -161,8 +162,9 @@ def grow(
             input shapes, or a batch of inputs to use instead. For operations that
             aren't exact, the difference is reported and not judged. Defaults to `True`.
         calibration: Data for the operations that look at activations or gradients: a
-            batch of inputs `x`, or `(x, y)` with targets, as the model's `fit` takes them.
-            Defaults to `None`: there is none.
+            batch of inputs `x`, or `(x, y)` with targets, as the model's `fit` takes them;
+            or a function that returns it, called when an operation wants it. Defaults to
+            `None`: there is none.
         freeze: `"teacher"`: only what is new is trained from now on. Layers that were
             there before are no longer trainable (a BatchNormalization then runs in
             inference mode); where a layer holds old and new units, the old entries of
@@ -262,7 +264,8 @@ def _grow(
 ) -> GrowthReport:
     transaction = Transaction()
     before: Probe | None = None
-    difference = None
+    in_training: Probe | None = None
+    difference = training_difference = None
     notes: tuple[str, ...] = ()
     plans: list[Plan] = []
     inserted: list[Any] = []
@@ -285,6 +288,9 @@ def _grow(
                     # No growth changes the inputs, so that the planned graph tells a probe
                     # what to make.
                     before = probe(model, draft.graph, None if verify is True else verify)
+            if before is not None and in_training is None and _normalizes(planned):
+                data = before.batch if draft.training_data is None else draft.training_data
+                in_training = training_probe(model, data)
             more, seen = apply_plan(planned, draft, transaction)
             changes.add(planned, draft)
             inserted += more
@@ -307,6 +313,14 @@ def _grow(
         if before is not None:
             compare = before.check if whole.exact else before.difference
             difference = compare(model, whole.outputs)
+        if before is not None and in_training is not None:
+            training_difference = in_training.difference(model, whole.outputs)
+            where = "the probe batch" if in_training.batch is before.batch else "that data"
+            if training_difference is not None:
+                notes += (
+                    f"in training mode the outputs on {where} differ by up to "
+                    f"{training_difference:.1e} from those before",
+                )
         report = GrowthReport(
             plan=whole,
             operations=tuple(step.operation for step in whole.steps),
@@ -316,6 +330,7 @@ def _grow(
             difference=difference,
             notes=tuple(dict.fromkeys(notes)),
             step=optimizer.step,
+            training_difference=training_difference,
         )
         if not whole.empty:
             optimizer.rate(learning_rate, report, transaction)
@@ -347,6 +362,12 @@ def _notes(draft: Draft, planned: Plan) -> tuple[str, ...]:
             "units: the loss changes by them"
         )
     return tuple(notes)
+
+
+def _normalizes(planned: Plan) -> bool:
+    """Whether normalizations are inserted: in training mode they see the batch alone."""
+    insertions = [insertion for step in planned.steps for insertion in step.insertions]
+    return any(issubclass(i.layer_class, keras.layers.BatchNormalization) for i in insertions)
 
 
 def _has_penalties(draft: Draft, planned: Plan) -> bool:

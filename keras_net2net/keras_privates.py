@@ -250,6 +250,43 @@ def set_arguments(node: Any, args: tuple, kwargs: dict) -> None:
     node.arguments._flat_arguments = keras.tree.flatten((args, kwargs))
 
 
+@contextlib.contextmanager
+def calls_watched(watchers: Iterable[tuple[Any, Callable[..., None]]]) -> Iterator[None]:
+    """Tells with what models are called, inside others as well.
+
+    Calls that a watcher itself makes aren't told. Keras calls `self.call`, which an
+    attribute of the instance can stand before; there is no hook for it. The attribute is
+    set past Keras, which would track it.
+    """
+    watched = []
+    busy: list[Any] = []
+    try:
+        for model, watch in watchers:
+            vars(model)["call"] = functools.partial(_watched_call, busy, watch, model.call)
+            watched.append(model)
+        yield
+    finally:
+        for model in watched:
+            del vars(model)["call"]
+
+
+def _watched_call(
+    busy: list[Any], watch: Callable[..., None], own: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if not busy:
+        busy.append(watch)
+        try:
+            watch(*args, **kwargs)
+        finally:
+            busy.pop()
+    return own(*args, **kwargs)
+
+
+def mask_of(x: Any) -> Any | None:
+    """The mask that a tensor carries (there is no public way to ask)."""
+    return getattr(x, "_keras_mask", None)
+
+
 # -- changing graphs -----------------------------------------------------------
 
 
@@ -914,6 +951,82 @@ def slots_of(optimizer: Any) -> list[Slot]:
 
 def _longest(entry: tuple[str, Any]) -> int:
     return -len(entry[0])
+
+
+# -- the data of a running `fit` -----------------------------------------------
+
+
+def fit_batches(model: Any, samples: int, most: int = 8) -> list[Any]:
+    """The first batches of the `fit` that a callback is called from, as its steps get them.
+
+    `fit` keeps its data in a local variable, `epoch_iterator`, on all backends, and tells
+    callbacks nothing of it: the frames of the callers are looked through. The iterator
+    itself isn't touched, so that no batch is lost: what feeds it is asked again. (A
+    shuffled `tf.data.Dataset` then goes on in another random order.)
+
+    Args:
+        model: The model.
+        samples: The number of samples after which there are enough batches.
+        most: The largest number of batches. Defaults to `8`.
+
+    Returns:
+        The batches, each `(x, y, ...)`; none if they can't be had.
+    """
+    iterator = _epoch_iterator(model)
+    if iterator is None:
+        return []
+    found: list[Any] = []
+    seen = 0
+    try:
+        for batch in _first_batches(iterator.data_adapter):
+            batch = tuple(batch) if isinstance(batch, list) else batch  # as Keras takes it
+            found.append(keras.tree.map_structure(np.asarray, batch))
+            seen += len(keras.tree.flatten(found[-1])[0])
+            if seen >= samples or len(found) == most:
+                break
+    except Exception:  # data that can't be asked twice: there is none to be had
+        return []
+    return found
+
+
+def _epoch_iterator(model: Any) -> Any | None:
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        known = frame.f_locals if frame.f_code.co_name == "fit" else {}
+        if known.get("self") is model and "epoch_iterator" in known:
+            return known["epoch_iterator"]
+        frame = frame.f_back
+    return None
+
+
+def _first_batches(adapter: Any) -> Iterator[Any]:
+    """The first batches of an adapter of Keras, without taking them from it."""
+    kept = getattr(adapter, "_first_batches", None)
+    if kept is not None:  # a generator's, which Keras took from it to see their shapes
+        yield from kept
+        return
+    inputs = getattr(adapter, "_inputs", None)
+    if inputs is not None:  # arrays
+        size = adapter.batch_size
+        for at in range(0, adapter.num_batches * size, size):
+            yield keras.tree.map_structure(lambda x, at=at: x[at : at + size], inputs)
+        return
+    indexed = getattr(adapter, "py_dataset", None)
+    if indexed is not None:
+        for at in range(indexed.num_batches or 8):
+            yield adapter._standardize_batch(indexed[at])
+        return
+    loader = getattr(adapter, "_dataloader", None)
+    if loader is not None:  # its order is drawn from PyTorch's global state
+        import torch
+
+        state = torch.get_rng_state()
+        try:
+            yield from loader
+        finally:
+            torch.set_rng_state(state)
+        return
+    yield from adapter._dataset  # of TensorFlow or Grain: each iteration starts again
 
 
 # -- the state that a rollback restores ----------------------------------------

@@ -7,13 +7,13 @@ of the model's weights.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_net2net.remaps import Remap
-from keras_net2net.weights import VariableChange
+from keras_net2net.weights import VariableChange, VariableReplacement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class LayerChange:
     path: str
     kind: str
     config: tuple[tuple[str, Any, Any], ...]
-    variables: tuple[VariableChange, ...]
+    variables: tuple[VariableChange | VariableReplacement, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,12 +72,16 @@ class InitialWeight:
         value: The constant it is filled with, or an array of that shape.
         identity_at: For a kernel, the spatial position at which it holds the
             identity matrix, `()` for Dense. Defaults to `None`: no identity.
+        source: The path of the weight that the value was computed from, and what
+            computes it, for a replay on other weights. Defaults to `None`: it is the
+            same for all weights.
     """
 
     name: str
     shape: tuple[int, ...]
     value: float | np.ndarray = 0.0
     identity_at: tuple[int, ...] | None = None
+    source: tuple[str, Callable[[np.ndarray], np.ndarray]] | None = None
 
     def array(self, dtype: str = "float32") -> np.ndarray:
         """The value, as float32, or in the precision of a model that has more."""
@@ -89,10 +93,8 @@ class InitialWeight:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, InitialWeight):
             return NotImplemented
-        mine = (self.name, self.shape, self.identity_at)
-        return mine == (other.name, other.shape, other.identity_at) and np.array_equal(
-            self.value, other.value
-        )
+        mine, others = ((one.name, one.shape, one.identity_at, one.source) for one in (self, other))
+        return mine == others and np.array_equal(self.value, other.value)
 
     def __hash__(self) -> int:
         return hash((self.name, self.shape, self.identity_at))
@@ -245,7 +247,11 @@ class Plan:
         for step in self.steps:
             for insertion in step.insertions:
                 for weight in insertion.weights:
-                    grown[f"{insertion.path}/{weight.name}"] = weight.array()
+                    value = weight.array()
+                    if weight.source is not None:
+                        path, compute = weight.source
+                        value = compute(np.asarray(grown[path])).astype(grown[path].dtype)
+                    grown[f"{insertion.path}/{weight.name}"] = value
             for layer in step.layers:
                 for change in layer.variables:
                     grown[change.name] = change.apply(np.asarray(grown[change.name]), self.seed)

@@ -20,6 +20,9 @@ class GrowthReport:
         seconds: How long the growth took, verification included.
         difference: The largest absolute difference between the outputs before and
             after, on the probe batch at inference. `None` if it wasn't measured.
+        training_difference: The same in training mode, on the calibration data or the
+            probe batch. `None` if it wasn't measured: only inserted normalizations
+            make it differ from `difference`.
         notes: What else a reader should know.
         epoch: The epoch before which the growth happened, counted as the callback
             counts. `None` outside of a callback.
@@ -36,6 +39,7 @@ class GrowthReport:
     notes: tuple[str, ...] = ()
     epoch: int | None = None
     step: int | None = None
+    training_difference: float | None = None
 
     def headline(self) -> str:
         """The growth in one line."""
@@ -57,6 +61,8 @@ class GrowthReport:
             if self.difference is None
             else f"largest difference {self.difference:.1e}"
         )
+        if self.training_difference is not None:
+            seen += f" ({self.training_difference:.1e} in training mode)"
         return (
             f"{what} | {self.parameters_before:,} -> {self.parameters_after:,} parameters, "
             f"{self.seconds:.2f} s, {seen}"

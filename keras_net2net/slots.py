@@ -27,7 +27,14 @@ from keras_net2net import keras_privates as privates
 from keras_net2net.apply import ahead
 from keras_net2net.plan import Plan, Step
 from keras_net2net.remaps import Remap
-from keras_net2net.weights import READS, AxisChange, NewUnits, VariableChange, even_shares
+from keras_net2net.weights import (
+    READS,
+    AxisChange,
+    NewUnits,
+    VariableChange,
+    VariableReplacement,
+    even_shares,
+)
 
 
 class Shares:
@@ -42,6 +49,8 @@ class Shares:
         sums: dict[str, list[Any]] = {}
         for layer in step.layers:
             for change in layer.variables:
+                if isinstance(change, VariableReplacement):
+                    continue
                 for at, axis in enumerate(change.axes):
                     if axis is not None and axis.role == READS and change.how.shares == "random":
                         found = change.mean_shares(at, seed)
@@ -99,13 +108,17 @@ class History:
     Args:
         changes: The changes, each with the shares of its step.
         seed: The seed of the growth.
+        replaced: Whether it was replaced by another one, which has no past.
     """
 
     changes: tuple[tuple[VariableChange, Shares], ...]
     seed: int
+    replaced: bool = False
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether something of this shape can be grown as the variable is."""
+        if self.replaced:
+            return False
         for change, _ in self.changes:
             if len(shape) != len(change.axes):
                 return False
@@ -179,14 +192,22 @@ def histories(plan: Plan, variables: Mapping[str, Any]) -> dict[int, History]:
         The history of each, by the variable's `id`.
     """
     found: dict[int, list[tuple[VariableChange, Shares]]] = {}
+    replaced: set[int] = set()
     for step in plan.steps:
         shares = Shares(step, plan.seed)
         for layer in step.layers:
             for change in layer.variables:
                 variable = variables.get(change.name)
-                if variable is not None:
-                    found.setdefault(id(variable), []).append((change, shares))
-    return {key: History(tuple(changes), plan.seed) for key, changes in found.items()}
+                if variable is None:
+                    continue
+                changes = found.setdefault(id(variable), [])
+                if isinstance(change, VariableReplacement):
+                    replaced.add(id(variable))
+                else:
+                    changes.append((change, shares))
+    return {
+        key: History(tuple(changes), plan.seed, key in replaced) for key, changes in found.items()
+    }
 
 
 def carry(optimizer: Any, before: list[privates.Slot], changed: Mapping[int, History]) -> list[str]:

@@ -30,11 +30,13 @@ class Probe:
         batch: The inputs, nested as the model takes them.
         outputs: The outputs at inference, flat.
         dtype: The narrowest dtype that the model computes in.
+        training: Whether it is about training mode instead. Defaults to `False`.
     """
 
     batch: Any
     outputs: list[np.ndarray]
     dtype: str
+    training: bool = False
 
     def difference(self, model: Any, changes: Sequence[OutputChange] = ()) -> float | None:
         """The largest absolute difference of the model's outputs from those before.
@@ -46,7 +48,9 @@ class Probe:
         Returns:
             The difference, or `None` if no output can be compared.
         """
-        new = [old_entries(y, i, changes) for i, y in enumerate(run(model, self.batch))]
+        new = [
+            old_entries(y, i, changes) for i, y in enumerate(run(model, self.batch, self.training))
+        ]
         differences = [
             float(np.max(np.abs(y - old), initial=0.0))
             for y, old in zip(new, self.outputs, strict=True)
@@ -196,10 +200,15 @@ def _integer_limits(graph: Graph) -> dict[int, int]:
     return limits
 
 
-def run(model: Any, batch: Any) -> list[np.ndarray]:
-    """The outputs of a model at inference, flat, in float64 or their own precision."""
+def training_probe(model: Any, batch: Any) -> Probe:
+    """Runs a model on a batch in training mode; its state stays as it is."""
+    return Probe(batch, run(model, batch, True), _narrowest(model), True)
+
+
+def run(model: Any, batch: Any, training: bool = False) -> list[np.ndarray]:
+    """The outputs of a model, flat, in float64 or their own precision."""
     with keras.StatelessScope():  # what a recurrent layer carries from batch to batch stays
-        outputs = keras.tree.flatten(model(batch, training=False))
+        outputs = keras.tree.flatten(model(batch, training=training))
     arrays = [keras.ops.convert_to_numpy(y) for y in outputs]
     return [y.astype(np.float64) for y in arrays]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -264,6 +264,40 @@ def _merged(old: np.ndarray, axis: int, remap: Remap) -> np.ndarray:
     for unit in np.flatnonzero(moved):
         units[into[unit]] += source[unit]
     return new
+
+
+@dataclasses.dataclass(frozen=True)
+class VariableReplacement:
+    """A variable that is replaced by what is computed from its old value.
+
+    Args:
+        name: The variable's path in the model, e.g. `"conv1/kernel"`.
+        shape: Its shape afterwards.
+        compute: What makes the new value from the old one: a function that is a value
+            as well, so that plans can be compared.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    compute: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def axes(self) -> tuple[AxisChange | None, ...]:
+        """No axis is remapped: the new value isn't one of the old units' copies."""
+        return (None,) * len(self.shape)
+
+    @property
+    def label(self) -> str:
+        """The variable's name within its layer."""
+        return self.name.rsplit("/", 1)[-1]
+
+    def new_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The variable's shape after the change, whatever it was."""
+        return self.shape
+
+    def apply(self, value: np.ndarray, seed: int) -> np.ndarray:
+        """Replaces one array, in its dtype; nothing is drawn."""
+        return self.compute(value).astype(value.dtype, copy=False)
 
 
 def _fill(units: np.ndarray, old: np.ndarray, change: AxisChange) -> None:

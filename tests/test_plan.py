@@ -222,8 +222,8 @@ def test_the_summary_tells_what_grows_what_is_inserted_and_what_stays(net):
             "    insert inner/conv_deeper_1 (Conv2D) after inner/conv",
             "    insert inner/conv_deeper_1_bn (BatchNormalization) after inner/conv_deeper_1",
             "    insert inner/conv_deeper_1_relu (ReLU) after inner/conv_deeper_1_bn",
-            "    note: inner/conv_deeper_1_bn: exact at inference; in training mode it normalizes "
-            "by the statistics of the batch, so that outputs differ until it has adapted",
+            "    note: inner/conv_deeper_1_bn: set by what 'bn' says of its input: exact at "
+            "inference; in training mode as far as a batch has these statistics",
             "  Wider('left', units=6)",
             "    skip left: has 6 units already",
         ]

@@ -94,6 +94,8 @@ class Operation(abc.ABC):
         shown = []
         for field in fields:
             value = getattr(self, field.name)
+            if not field.repr:  # data
+                continue
             if field.name == "layers":
                 if value is not None:
                     shown.append(repr(plain(value)))

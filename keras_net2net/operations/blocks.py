@@ -54,6 +54,11 @@ class Block:
             return self.activation
         return _function_of(self.activation)
 
+    @property
+    def normalization_name(self) -> str:
+        """The name of its normalization."""
+        return str(getattr(self.normalization, "name", ""))
+
     def describe(self) -> Activation | None:
         """What is known of the block's activation."""
         return describe(self.function)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any
 
 import keras
 from keras import layers
 
-from keras_net2net.draft import Draft, Inserted, stand_in
+from keras_net2net.draft import Draft, Inserted
 from keras_net2net.errors import (
     GrowthError,
     NotIdentityError,
@@ -17,6 +16,7 @@ from keras_net2net.errors import (
     explain,
 )
 from keras_net2net.facts import Facts
+from keras_net2net.graph import Tensor
 from keras_net2net.operations.base import (
     Operation,
     find_layers,
@@ -26,13 +26,47 @@ from keras_net2net.operations.base import (
     whole_number,
 )
 from keras_net2net.operations.blocks import Block, find_block
+from keras_net2net.operations.factor import FACTORED, factorise
+from keras_net2net.operations.forms import Site, calibrate, choose, normalization_notes
+from keras_net2net.operations.identities import (
+    DEPTHWISE,
+    FAMILY,
+    FAMILY_NAMES,
+    activation_label,
+    activation_layer,
+    channel_axis,
+    in_a_row,
+    is_linear,
+    kernel_layer,
+    leaves_alone,
+    new_name,
+    normalization,
+    prelu,
+)
+from keras_net2net.operations.residual import can_branch, draft_residual, insert_block
 from keras_net2net.operations.wider import Wider
-from keras_net2net.plan import InitialWeight, Insertion, Step
-from keras_net2net.rules.activations import activation_name, describe
+from keras_net2net.plan import Insertion, Step
+from keras_net2net.rules.activations import activation_name
 
-CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-FAMILY = (layers.Dense, *CONVOLUTIONS)
-FORMS = ("identity", "residual")
+FORMS = ("identity", "prelu", "residual", "factor", "auto")
+# The arguments that mean nothing for a form, and why.
+_RANK = "it is the number of units between the factors of a layer"
+_UNUSED = {
+    "identity": {"rank": _RANK},
+    "prelu": {"rank": _RANK, "activation": "the activation is a PReLU"},
+    "residual": {
+        "rank": _RANK,
+        "calibration": "what a new block adds is zero, whatever its normalizations are set to",
+    },
+    "factor": {
+        "activation": "the activation is that of the layer that is factored",
+        "batch_norm": "factors are linear in between",
+        "units": "`rank` is the number of units between factors",
+        "calibration": "factors have no normalization between them",
+        "count": "a layer is factored once",
+    },
+    "auto": {"rank": _RANK},
+}
 
 
 @keras.saving.register_keras_serializable(package="keras_net2net")
@@ -41,9 +75,9 @@ class Deeper(Operation):
     """Inserts layers or blocks that start as the identity, so that the model gets deeper.
 
     With `form="identity"`, each new layer is of the family of the layer that it follows
-    (Dense, Conv1D, Conv2D or Conv3D; stride 1, the same kernel size) and holds the
-    identity, so that the model computes what it computed before. It stands behind the
-    layer's whole block, its normalization and its activation included.
+    (Dense, EinsumDense, or a convolution of any kind; stride 1, the same kernel size) and
+    holds the identity, so that the model computes what it computed before. It stands
+    behind the layer's whole block, its normalization and its activation included.
 
     With `form="residual"`, a residual block `x + f(x)` is inserted, whose last weights
     start at zero, so that it is the identity, at inference and in training mode, and
@@ -63,32 +97,53 @@ class Deeper(Operation):
     other tensors it goes on reading; layers that are called elsewhere, too, are copied
     as new ones. In a Sequential, which can't branch, the new block is a model of its own.
 
+    An inserted BatchNormalization undoes itself: gamma = sqrt(v + epsilon), beta = m,
+    moving mean m and moving variance v. This is exact at inference whatever m and v
+    are. With data, m and v are the moments of what it reads there, in training mode:
+    then it is exact in training mode too, on that data. Without data they follow from
+    the block's own normalization (with ReLU: the moments of a rectified Gaussian), and
+    the report says by how much the outputs differ in training mode.
+
     Args:
         layers: Which layers: a name, a path, a glob pattern, a layer object, or a
             list of these. Defaults to `None`: `between` says where.
         count: Integer, how many layers or blocks to insert after each. Defaults to `1`.
-        form: What is inserted: `"identity"` or `"residual"`. Defaults to `"identity"`.
+        form: What the new layers start as. Defaults to `"identity"`.
+            - `"identity"`: layers with the activation of the block, which must be
+              idempotent (as ReLU is), or with `activation`.
+            - `"prelu"`: linear layers, each with a PReLU whose slopes are one: an
+              identity that can learn to bend, after any activation.
+            - `"residual"`: a residual block that adds zero, after any activation.
+            - `"factor"`: the layer itself (Dense, Conv1D, Conv2D or Conv3D) is replaced
+              by two whose product it is: one without bias that makes `rank` units from
+              what the layer sees, then the layer, which maps these to its own.
+            - `"auto"`: the best of these that is exact; the plan says which, and why.
         between: A pair of names, paths, layer objects or symbolic tensors: the part
             between the outputs of the two is repeated behind the second one. Both have
             the same shape. Defaults to `None`.
         batch_norm: Boolean, whether the new layers have BatchNormalization.
-            Defaults to `None`: as in the layer's own block. An inserted
-            normalization is exact at inference; in training mode it normalizes by
-            the statistics of the batch, which changes the outputs, other than within
-            a residual block.
+            Defaults to `None`: as in the layer's own block.
         activation: The new layers' activation. Defaults to `None`: that of the
             block. An identity must leave the block's output as it is, as ReLU does
             after ReLU, or `"linear"` does after anything.
         units: Integer, the new layers' number of units, if larger than that of
             the layer below: Deeper composed with Wider. In a residual block that isn't
             a copy, the number of its hidden units. Defaults to `None`.
+        rank: Integer, the number of units between two factors. Below the rank of the
+            kernel it isn't exact: the plan names the relative error of the kernel.
+            Defaults to `None`: as many as there can be, which is exact.
+        calibration: A batch of inputs `x`, or `(x, y)`, by which inserted
+            normalizations are set. It isn't part of the configuration. Defaults to
+            `None`: the `calibration` of the growth; in a callback, that of the callback,
+            or the first batches of its `fit`.
 
     Raises:
         GrowthError: If an argument isn't possible.
 
     Source: Chen, Goodfellow, Shlens: Net2Net (ICLR 2016), section 2.3, for identities;
-    Goyal et al.: Accurate, Large Minibatch SGD (arXiv 1706.02677), section 5.1, for blocks
-    whose last gamma starts at zero; Bachlechner et al.: ReZero (arXiv 2003.04887).
+    PReLU: He et al., arXiv 1502.01852; Goyal et al.: Accurate, Large Minibatch SGD (arXiv
+    1706.02677), section 5.1, for blocks whose last gamma starts at zero; Bachlechner et
+    al.: ReZero (arXiv 2003.04887).
 
     Example:
 
@@ -110,6 +165,7 @@ class Deeper(Operation):
     >>> report = n2n.grow(model, n2n.Deeper("block", form="residual"), seed=0)
     >>> [layer.name for layer in model.layers][4:]
     ['up_deeper_1', 'down_deeper_1', 'block_deeper_1', 'out']
+
     """
 
     layers: Any = None
@@ -120,6 +176,8 @@ class Deeper(Operation):
     batch_norm: bool | None = None
     activation: Any = None
     units: int | None = None
+    rank: int | None = None
+    calibration: Any = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         received = repr(self)
@@ -136,15 +194,6 @@ class Deeper(Operation):
                     "Pass `True`, `False`, or `None` for what the layer's block has",
                 )
             )
-        if self.form not in FORMS:
-            raise GrowthError(
-                explain(
-                    f"`form` can't be {self.form!r}",
-                    f"it is one of {', '.join(map(repr, FORMS))}",
-                    received,
-                    "Pass for example `form='residual'`",
-                )
-            )
         if self.between is not None:
             self._set(between=self._pair(received))
         elif self.layers is None:
@@ -158,6 +207,34 @@ class Deeper(Operation):
             )
         if self.activation is not None:
             self._set(activation=self._named_activation(received))
+        self._check_form(received)
+
+    def _check_form(self, received: str) -> None:
+        """Checks the form, and that the other arguments mean something for it."""
+        if self.form not in FORMS:
+            raise GrowthError(
+                explain(
+                    f"`form` can't be {self.form!r}",
+                    "it is what an inserted layer starts as",
+                    received,
+                    f"Pass one of {', '.join(map(repr, FORMS))}",
+                )
+            )
+        if self.rank is not None:
+            rank = whole_number(self.rank, "`rank`", received)
+            self._set(rank=rank)
+        form = "residual" if self.between is not None else self.form
+        for name, why in _UNUSED[form].items():
+            given = getattr(self, name)
+            if given is not None and not (name == "count" and given == 1):
+                raise GrowthError(
+                    explain(
+                        f"`{name}` means nothing for the form {form!r}",
+                        why,
+                        received,
+                        f"Leave `{name}` out, or pass another `form`",
+                    )
+                )
 
     def _pair(self, received: str) -> tuple[Any, Any]:
         """The two ends of a part, in their plain form."""
@@ -199,18 +276,21 @@ class Deeper(Operation):
 
     @property
     def exact(self) -> bool:
-        """Whether the operation preserves the function: always, at inference."""
-        return True
+        """Whether the operation preserves the function, at inference: but for a given rank.
+
+        With a rank the step of the plan says it, once the kernel is known.
+        """
+        return self.rank is None
 
     @property
     def looks_at_model(self) -> bool:
-        """Whether it copies weights: those that the operations before it have left."""
-        return self._repeats
+        """Whether weights or activations are needed: for copies, factors, normalizations."""
+        return self._repeats or self.form in ("factor", "auto") or self.batch_norm is not False
 
     @property
     def ends_stage(self) -> bool:
         """Whether it inserts parts of any kind, which the operations behind it look into."""
-        return self._repeats
+        return self._repeats or self.form == "auto"
 
     @property
     def _repeats(self) -> bool:
@@ -225,8 +305,9 @@ class Deeper(Operation):
         return type(self).from_config({**vars(self), **named})
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, ready to be written as JSON."""
+        """The arguments, ready to be written as JSON, but for the calibration data."""
         config = super().get_config()
+        del config["calibration"]  # data isn't part of a configuration
         if callable(self.activation):
             config["activation"] = keras.activations.serialize(self.activation)
         return config
@@ -234,69 +315,112 @@ class Deeper(Operation):
     def draft(self, draft: Draft) -> list[Step]:
         """Inserts the layers into a draft."""
         if self._repeats:
-            from keras_net2net.operations.residual import draft_residual
-
             return draft_residual(self, draft)
-        steps = []
-        for match in find_layers(draft, self.layers, repr(self)):
-            # Insertions leave all sizes; a widening among them doesn't: look the layer up again.
-            operation = match.facts.operation
-            facts = match.facts if self.units is None else draft.inference.facts[id(operation)]
-            if not match.named and not isinstance(facts.operation, FAMILY):
-                continue
-            steps += self._after(draft, facts)
-        if not steps:
+        found = [
+            match.facts
+            for match in find_layers(draft, self.layers, repr(self))
+            if match.named or isinstance(match.facts.operation, self._family)
+        ]
+        if not found:
             raise GrowthError(
                 explain(
                     f"No layer of {draft.model.name!r} that was asked for can be deepened",
                     "only Dense and convolution layers have an identity",
                     repr(self),
-                    "Name a Dense, Conv1D, Conv2D or Conv3D layer",
+                    f"Name {FAMILY_NAMES}",
                 )
             )
+        if self.form == "factor":
+            return [factorise(self, draft, facts, self.rank) for facts in found]
+        sites = [self._site(draft, facts) for facts in found]
+        calibrate(draft, sites, self.calibration)
+        steps = [self._after(draft, site) for site in sites]
+        if self.units is not None:
+            steps += self._widened(draft, steps)
         return steps
 
-    def _after(self, draft: Draft, facts: Facts) -> list[Step]:
-        if not isinstance(facts.operation, FAMILY) or not facts.has_rule:
+    @property
+    def _family(self) -> tuple[type, ...]:
+        """The layers that a pattern means."""
+        return FACTORED if self.form == "factor" else FAMILY
+
+    def _site(self, draft: Draft, facts: Facts) -> Site:
+        """What is known of a layer after which something is to be inserted."""
+        layer = facts.operation
+        if not isinstance(layer, FAMILY) or not facts.has_rule:
             raise GrowthError(
                 explain(
                     f"No layer can be inserted after {label(facts)}",
-                    f"{type(facts.operation).__name__} has no identity of its family",
+                    f"{type(layer).__name__} has no identity of its family",
                     repr(self),
-                    "Name a Dense, Conv1D, Conv2D or Conv3D layer",
+                    f"Name {FAMILY_NAMES}",
                 )
             )
-        blocks = [find_block(g, call) for g, call in draft.calls_of(facts.operation)]
-        activation = self._activation(facts, blocks)
-        # A convolution with as many groups as channels makes units that aren't its own.
-        key = "units" if isinstance(facts.operation, layers.Dense) else "filters"
-        units = int(draft.setting(facts.operation, key))
-        if self.units is not None and self.units < units:
-            raise SizeError(
-                explain(
-                    f"The layer after {label(facts)} can't have {self.units} units",
-                    f"an identity passes on all {units} units of the layer below",
-                    repr(self),
-                    f"Pass at least {units} units",
-                )
+        blocks = [find_block(g, call) for g, call in draft.calls_of(layer)]
+        own = blocks[0].normalization is not None
+        normalized = own if self.batch_norm is None else self.batch_norm
+        new = self._activation(blocks)
+        if new is None and self.form == "identity":
+            raise self._not_identity(facts, blocks)
+        self._check_units(facts, blocks[0].end)
+        measured = self.calibration is not None or (normalized and draft.calibration is not None)
+        branches = self.units is None and can_branch(blocks)
+        return Site(facts, blocks, normalized, new is not None, measured, branches)
+
+    def _check_units(self, facts: Facts, end: Tensor) -> None:
+        """Checks that the new layers can have as many units as were asked for."""
+        layer = facts.operation
+        if self.units is None:
+            return
+        units = int(end.shape[channel_axis(layer, end)] or 0)
+        if isinstance(layer, layers.EinsumDense):
+            units = int(facts.main.size or 0)
+        if isinstance(layer, DEPTHWISE) or len(facts.units) > 1:
+            why = f"{type(layer).__name__} makes no units of one kind"
+            instead = "Leave `units` out, and widen what makes its channels"
+        elif self.units < units:
+            why = f"an identity passes on all {units} units of the layer below"
+            instead = f"Pass at least {units} units"
+        else:
+            return
+        raise SizeError(
+            explain(
+                f"The layer after {label(facts)} can't have {self.units} units",
+                why,
+                repr(self),
+                instead,
             )
+        )
+
+    def _after(self, draft: Draft, site: Site) -> Step:
+        """Inserts the layers after one layer."""
+        form, notes = (self.form, []) if self.form != "auto" else _chosen(site)
+        if form == "residual":
+            step = insert_block(self, draft, site.blocks[0])
+            return dataclasses.replace(step, notes=(*notes, *step.notes))
+        ends = [block.end for block in site.blocks]
         insertions: list[Insertion] = []
-        previous = facts.path
-        ends = [block.end for block in blocks]
+        previous = site.facts.path
         for _ in range(self.count):
-            chain = self._chain(draft, facts, blocks[0], activation, units, previous)
-            for i, block in enumerate(blocks):
+            chain = in_a_row(self._chain(draft, site, form), previous)
+            for i, block in enumerate(site.blocks):
                 ends[i] = draft.insert(block.graph, ends[i], chain)
             insertions += [inserted.insertion for inserted in chain]
             previous = chain[0].insertion.path
-        steps = [Step(self, insertions=tuple(insertions), notes=self._notes(insertions))]
-        if self.units is not None and self.units > units:
-            names = [i.path for i in insertions if issubclass(i.layer_class, FAMILY)]
-            steps += Wider(names, self.units).draft(draft)
-        return steps
+        notes += normalization_notes(insertions, site)
+        return Step(self, insertions=tuple(insertions), notes=tuple(notes))
 
-    def _activation(self, facts: Facts, blocks: list[Block]) -> Any:
-        """The new layers' activation: a function, or an activation layer.
+    def _widened(self, draft: Draft, steps: list[Step]) -> list[Step]:
+        """Widens what was inserted."""
+        paths = [
+            i.path for step in steps for i in step.insertions if issubclass(i.layer_class, FAMILY)
+        ]
+        facts = {one.path: one for one in draft.layers()}
+        narrow = [path for path in paths if facts[path].main.size != self.units]
+        return Wider(narrow, self.units).draft(draft) if narrow else []
+
+    def _activation(self, blocks: list[Block]) -> Any | None:
+        """The new layers' activation: a function, or an activation layer; `None`: none fits.
 
         A shared layer may be followed by another activation at each of its calls;
         one that leaves the output of every block as it is will do.
@@ -304,15 +428,14 @@ class Deeper(Operation):
         if self.activation is not None:
             candidates = [keras.activations.get(self.activation)]
         else:
-            candidates = [block.function for block in blocks]
+            candidates = [block.function or keras.activations.linear for block in blocks]
         for new in candidates:
-            changed = [block for block in blocks if not _leaves_alone(new, block)]
-            if not changed:
+            if all(leaves_alone(new, block) for block in blocks):
                 return new
-        raise self._not_identity(facts, blocks, changed[0])
+        return None
 
-    def _not_identity(self, facts: Facts, blocks: list[Block], block: Block) -> NotIdentityError:
-        own = [block for block in blocks if not _leaves_alone(block.function, block)]
+    def _not_identity(self, facts: Facts, blocks: list[Block]) -> NotIdentityError:
+        own = [block for block in blocks if not leaves_alone(block.function, block)]
         if self.activation is None and own:
             name = own[0].activation_label
             why = f"its activation {name!r} isn't idempotent: f(f(x)) differs from f(x)"
@@ -320,152 +443,50 @@ class Deeper(Operation):
             names = ", ".join(repr(block.activation_label) for block in blocks)
             why = f"its calls are followed by {names}, none of which leaves the others as they are"
         else:
-            name = _label(self.activation)
+            new = keras.activations.get(self.activation)
+            changed = next(block for block in blocks if not leaves_alone(new, block))
             why = (
-                f"the activation {name!r} doesn't leave the output of the block's "
-                f"{block.activation_label!r} as it is"
+                f"the activation {activation_label(self.activation)!r} doesn't leave the output "
+                f"of the block's {changed.activation_label!r} as it is"
             )
         return NotIdentityError(
             explain(
                 f"No identity layer can be inserted after {label(facts)}",
                 why,
                 repr(self),
-                "Pass `activation='linear'`, or name a layer with ReLU or no activation",
+                "Pass `activation='linear'` or `form='prelu'`, or name a layer with ReLU or no "
+                "activation",
             )
         )
 
-    def _chain(
-        self, draft: Draft, facts: Facts, block: Block, activation: Any, units: int, after: str
-    ) -> list[Inserted]:
+    def _chain(self, draft: Draft, site: Site, form: str) -> list[Inserted]:
         """The layers that one identity is made of: kernel, normalization, activation."""
-        name = _new_name(draft, facts)
-        prefix = block.graph.path + "/" if block.graph.path else ""
-        normalized = block.normalization is not None if self.batch_norm is None else self.batch_norm
-        inline = (block.inline or self.activation is not None) and not normalized
+        layer, block = site.layer, site.blocks[0]
+        name = new_name(draft, layer.name, "deeper")
+        path = f"{block.graph.path}/{name}" if block.graph.path else name
+        activation = self._activation(site.blocks) if form == "identity" else None
+        inline = (block.inline or self.activation is not None) and not site.normalized
         inline = inline or (block.activation is None and self.activation is None)
-        chain = [_kernel_layer(draft, facts, prefix + name, units, activation if inline else None)]
-        if normalized:
-            chain.append(_normalization(facts, block, f"{prefix}{name}_bn", units))
-        if not inline and not describe_linear(activation):
-            chain.append(_activation_layer(activation, f"{prefix}{name}_{_label(activation)}"))
-        if chain:
-            chain = [
-                dataclasses.replace(
-                    inserted,
-                    insertion=dataclasses.replace(
-                        inserted.insertion, after=after if i == 0 else chain[i - 1].insertion.path
-                    ),
+        kernel = kernel_layer(layer, path, block.end, activation if inline else None)
+        if isinstance(kernel, str):
+            raise GrowthError(
+                explain(
+                    f"No layer can be inserted after {label(site.facts)}",
+                    kernel,
+                    repr(self),
+                    f"Name {FAMILY_NAMES}",
                 )
-                for i, inserted in enumerate(chain)
-            ]
+            )
+        chain = [kernel]
+        if site.normalized:
+            chain.append(normalization(layer, block, f"{path}_bn", site.moments, block.end))
+        if form == "prelu":
+            chain.append(prelu(layer, f"{path}_prelu", block.end))
+        elif not inline and not is_linear(activation):
+            chain.append(activation_layer(activation, f"{path}_{activation_label(activation)}"))
         return chain
 
-    def _notes(self, insertions: list[Insertion]) -> tuple[str, ...]:
-        normalized = [
-            i.path for i in insertions if issubclass(i.layer_class, layers.BatchNormalization)
-        ]
-        if not normalized:
-            return ()
-        return (
-            f"{', '.join(normalized)}: exact at inference; in training mode it normalizes by the "
-            "statistics of the batch, so that outputs differ until it has adapted",
-        )
 
-
-def _leaves_alone(new: Any, block: Block) -> bool:
-    """Whether an activation after a block changes nothing."""
-    known, before = describe(new), block.describe()
-    if describe_linear(new):
-        return True
-    return known is not None and before is not None and known.leaves_alone(before)
-
-
-def describe_linear(activation: Any) -> bool:
-    """Whether an activation is the linear one."""
-    function = activation.activation if isinstance(activation, layers.Activation) else activation
-    return not isinstance(function, keras.Layer) and activation_name(function) == "linear"
-
-
-def _label(activation: Any) -> str:
-    """A short name for an activation, fit for a layer's name."""
-    function = getattr(activation, "activation", activation)
-    if isinstance(function, str):
-        return function
-    name = None if isinstance(function, keras.Layer) else activation_name(function)
-    return name or type(function).__name__.lower()
-
-
-def _new_name(draft: Draft, facts: Facts) -> str:
-    """A stable and readable name: `conv2_deeper_1`, then `conv2_deeper_2`."""
-    base = re.sub(r"_deeper_\d+$", "", facts.operation.name)
-    taken = {call.operation.name for _, call in draft.graph.all_calls()}
-    taken |= {path.rsplit("/", 1)[-1] for path in draft.inserted}
-    number = 1
-    while f"{base}_deeper_{number}" in taken:
-        number += 1
-    return f"{base}_deeper_{number}"
-
-
-def _made(path: str, cls: type, config: dict[str, Any], weights: list[InitialWeight]) -> Inserted:
-    config = {**config, "name": path.rsplit("/", 1)[-1], "trainable": True}
-    return Inserted(Insertion(path, "", cls, config, tuple(weights)), stand_in(cls, config))
-
-
-def _kernel_layer(draft: Draft, facts: Facts, path: str, units: int, activation: Any) -> Inserted:
-    """A layer of the family, with the identity as its kernel."""
-    layer = facts.operation
-    config = dict(layer.get_config())
-    config["activation"] = (
-        "linear" if activation is None else keras.activations.serialize(activation)
-    )
-    for key in ("lora_rank", "lora_alpha", "quantization_config"):
-        config.pop(key, None)
-    if isinstance(layer, layers.Dense):
-        config["units"] = units
-        kernel = InitialWeight("kernel", (units, units), identity_at=())
-    else:
-        causal = config["padding"] == "causal"
-        config.update(
-            filters=units,
-            strides=(1,) * len(layer.kernel_size),
-            dilation_rate=(1,) * len(layer.kernel_size),
-            padding="causal" if causal else "same",
-            groups=1,
-        )
-        # "same" padding puts the smaller half before: an even kernel's centre is
-        # the last position of its first half. A causal kernel sees only the past.
-        centre = tuple(size - 1 if causal else (size - 1) // 2 for size in layer.kernel_size)
-        kernel = InitialWeight("kernel", (*layer.kernel_size, units, units), identity_at=centre)
-    bias = [InitialWeight("bias", (units,))] if config.get("use_bias", True) else []
-    return _made(path, type(layer), config, [kernel, *bias])
-
-
-def _normalization(facts: Facts, block: Block, path: str, units: int) -> Inserted:
-    """A BatchNormalization that undoes itself at inference.
-
-    With mean 0 and variance 1 - epsilon it divides by exactly one; gamma = 1 and
-    beta = 0 then leave everything as it is. A variance of 1 would be off by half
-    of epsilon.
-    """
-    if block.normalization is not None:
-        cls, config = type(block.normalization), dict(block.normalization.get_config())
-    else:
-        cls = layers.BatchNormalization
-        first = getattr(facts.operation, "data_format", None) == "channels_first"
-        config = dict(cls(axis=1 if first else -1, dtype=facts.operation.dtype_policy).get_config())
-    weights = [
-        InitialWeight("moving_mean", (units,)),
-        InitialWeight("moving_variance", (units,), 1.0 - config["epsilon"]),
-    ]
-    if config["scale"]:
-        weights.append(InitialWeight("gamma", (units,), 1.0))
-    if config["center"]:
-        weights.append(InitialWeight("beta", (units,)))
-    return _made(path, cls, config, weights)
-
-
-def _activation_layer(activation: Any, path: str) -> Inserted:
-    if isinstance(activation, keras.Layer):
-        return _made(path, type(activation), dict(activation.get_config()), [])
-    config = layers.Activation(activation, name=path.rsplit("/", 1)[-1]).get_config()
-    return _made(path, layers.Activation, dict(config), [])
+def _chosen(site: Site) -> tuple[str, list[str]]:
+    form, note = choose(site)
+    return form, [note]

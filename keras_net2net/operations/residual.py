@@ -15,6 +15,7 @@ from keras_net2net.errors import GrowthError, NotIdentityError, UnknownLayerErro
 from keras_net2net.graph import Call, Graph, Tensor
 from keras_net2net.operations.blocks import Block, find_block
 from keras_net2net.operations.building import Builder, Namer, Repeated, base_name
+from keras_net2net.operations.identities import activation_layer, is_linear
 from keras_net2net.operations.places import Place, find_place, not_rewired
 from keras_net2net.operations.repeat import (
     Part,
@@ -210,8 +211,6 @@ def _plain(draft: Draft, place: Place, received: str) -> Block:
 
 def _fresh(operation: Deeper, draft: Draft, block: Block, after: Tensor, name: str) -> Repeated:
     """Inserts `x + V f(W x)`, with V = 0."""
-    from keras_net2net.operations.deeper import _activation_layer, describe_linear
-
     layer = block.call.operation
     first = getattr(layer, "data_format", None) == "channels_first"
     units = int(after.shape[1 if first else -1] or 0)  # its kernel says how many
@@ -220,7 +219,7 @@ def _fresh(operation: Deeper, draft: Draft, block: Block, after: Tensor, name: s
     if isinstance(function, str):
         function = keras.activations.get(function)
     if any(block.end is x for x in block.graph.flat_outputs) and not (
-        block.activation is None or describe_linear(block.activation)
+        block.activation is None or is_linear(block.activation)
     ):
         raise NotIdentityError(
             explain(
@@ -247,8 +246,8 @@ def _fresh(operation: Deeper, draft: Draft, block: Block, after: Tensor, name: s
         normalized = operation.batch_norm
     if normalized:
         x = _normalize(builder, block, namer.reserve(f"{name}_bn"), x, hidden, first)
-    if function is not None and not describe_linear(function):
-        made = _activation_layer(function, namer.reserve(f"{name}_activation"))
+    if function is not None and not is_linear(function):
+        made = activation_layer(function, namer.reserve(f"{name}_activation"))
         config = dict(made.insertion.config)
         config.pop("trainable", None)
         weights = _activation_weights(made.insertion.layer_class, config, like)
@@ -325,6 +324,21 @@ def _normalize(
         weights.append(InitialWeight("beta", (units,)))
     layer = builder.fresh(cls, config, weights, x.shape)
     return builder.call(layer, (x,), {}, [x]).outputs[0]
+
+
+def can_branch(blocks: list[Block]) -> bool:
+    """Whether `x + V f(W x)` can be inserted behind a layer, for all of its calls."""
+    return (
+        len(blocks) == 1
+        and not blocks[0].graph.opened
+        and isinstance(blocks[0].call.operation, FAMILY)
+        and not any(blocks[0].end is x for x in blocks[0].graph.flat_outputs)
+    )
+
+
+def insert_block(operation: Deeper, draft: Draft, block: Block) -> Step:
+    """Inserts `x + V f(W x)` behind a layer."""
+    return _insert(operation, draft, block, {})
 
 
 # -- inserting -------------------------------------------------------------------------

@@ -141,7 +141,8 @@ def test_what_is_inserted_has_the_settings_of_the_block():
     assert isinstance(new.kernel_regularizer, keras.regularizers.L2)
     assert new.trainable
     new_norm = model.get_layer("conv_deeper_1_bn")
-    assert (new_norm.epsilon, new_norm.momentum, new_norm.scale) == (0.1, 0.5, False)
+    assert (new_norm.epsilon, new_norm.momentum) == (0.1, 0.5)
+    assert new_norm.scale  # without it, it could not undo its own normalization
     assert model.get_layer("conv_deeper_1_relu").max_value == 2.0
 
 
@@ -199,6 +200,26 @@ KERNELS = {
     "2D, strided": ((7, 6, 2), layers.Conv2D(3, 3, strides=(2, 3), name="conv")),
     "2D, dilated": ((6, 6, 2), layers.Conv2D(3, 2, dilation_rate=2, name="conv")),
     "2D, in groups": ((4, 4, 4), layers.Conv2D(6, 3, groups=2, activation="relu", name="conv")),
+    "depthwise, even": (
+        (5, 4, 3),
+        layers.DepthwiseConv2D((2, 3), depth_multiplier=2, activation="relu", name="conv"),
+    ),
+    "1D, depthwise": ((6, 2), layers.DepthwiseConv1D(4, strides=2, name="conv")),
+    "separable": (
+        (6, 5, 2),
+        layers.SeparableConv2D(3, (3, 2), strides=2, depth_multiplier=2, name="conv"),
+    ),
+    "1D, separable": ((6, 2), layers.SeparableConv1D(3, 2, activation="relu", name="conv")),
+    "transposed": (
+        (3, 3, 2),
+        layers.Conv2DTranspose(3, 3, strides=2, activation="relu", name="conv"),
+    ),
+    "transposed, even": (
+        (3, 4, 2),
+        layers.Conv2DTranspose(3, (2, 4), padding="same", activation="relu", name="conv"),
+    ),
+    "1D, transposed": ((5, 2), layers.Conv1DTranspose(3, 2, strides=2, name="conv")),
+    "3D, transposed": ((2, 3, 2, 2), layers.Conv3DTranspose(2, 2, name="conv")),
     "3D": ((4, 3, 3, 2), layers.Conv3D(2, (2, 3, 1), activation="relu", name="conv")),
 }
 
@@ -210,8 +231,58 @@ def test_a_convolution_of_any_kernel_is_followed_by_an_identity(shape, layer):
     assert deepened(model, "conv") == ["conv", "conv_deeper_1", "flat", "out"]
     new = model.get_layer("conv_deeper_1")
     assert new.kernel_size == layer.kernel_size
-    assert set(new.strides) == {1}
-    assert new.groups == 1
+    assert new.strides in (1, (1,) * len(new.kernel_size))
+    assert getattr(new, "groups", 1) == 1
+
+
+EINSUMS = {
+    "per step": (
+        lambda: layers.EinsumDense("abc,cd->abd", (4, 3), bias_axes="d", name="it"),
+        "d",
+    ),
+    "into heads": (lambda: layers.EinsumDense("abc,cde->abde", (4, 2, 3), name="it"), "de"),
+    "another order": (
+        lambda: layers.EinsumDense("abc,cde->aebd", (3, 4, 2), bias_axes="ed", name="it"),
+        "ed",
+    ),
+    "an ellipsis": (
+        lambda: layers.EinsumDense("...x,xy->...y", 3, activation="relu", bias_axes="y", name="it"),
+        "y",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "made"), EINSUMS.values(), ids=EINSUMS)
+def test_an_einsum_dense_is_followed_by_one_that_maps_its_axes_onto_themselves(make, made):
+    model = model_of((4, 5), make())
+    assert deepened(model, "it")[:2] == ["it", "it_deeper_1"]
+    new = model.get_layer("it_deeper_1")
+    sizes = new.kernel.shape[: len(made)]
+    assert tuple(new.kernel.shape) == (*sizes, *sizes)
+
+
+def test_an_einsum_dense_with_units_of_its_own_can_be_inserted_wider():
+    model = model_of((4, 5), layers.EinsumDense("abc,cd->abd", (4, 3), name="it"))
+    deepened(model, "it", units=5)
+    assert model.get_layer("it_deeper_1").kernel.shape == (3, 5)
+
+
+def test_an_einsum_dense_that_makes_no_axis_is_an_error():
+    model = model_of((4, 5), layers.EinsumDense("abc,c->abc", (4, 5), name="it"))
+    refused(
+        model,
+        n2n.Deeper("it"),
+        GrowthError,
+        "after 'it' (EinsumDense)",
+        "its equation 'abc,c->abc' makes no axis of its own",
+    )
+
+
+def test_layers_that_make_no_units_of_one_kind_are_not_inserted_wider():
+    heads = layers.EinsumDense("abc,cde->abde", (4, 2, 3), name="it")
+    depthwise = layers.DepthwiseConv2D(3, name="it")
+    for model in (model_of((4, 5), heads), model_of((4, 4, 2), depthwise)):
+        refused(model, n2n.Deeper("it", units=9), SizeError, "makes no units of one kind")
 
 
 @pytest.mark.parametrize("kind", ["causal", "same"])
@@ -525,22 +596,15 @@ def test_layers_must_be_named():
 
 
 def test_a_layer_without_an_identity_is_an_error():
-    model = model_of(
-        (4, 4, 3),
-        layers.DepthwiseConv2D(3, name="depthwise"),
-        layers.Conv2DTranspose(3, 2, name="transposed"),
-        layers.SeparableConv2D(3, 2, name="separable"),
-        layers.BatchNormalization(name="bn"),
+    model = model_of((4, 4, 3), layers.Dense(3, name="dense"), layers.BatchNormalization(name="bn"))
+    refused(
+        model,
+        n2n.Deeper("bn"),
+        GrowthError,
+        "after 'bn' (BatchNormalization",
+        "BatchNormalization has no identity of its family",
+        "Name a Dense, EinsumDense or convolution layer",
     )
-    for layer in model.layers[1:5]:
-        refused(
-            model,
-            n2n.Deeper(layer),
-            GrowthError,
-            f"after '{layer.name}' ({type(layer).__name__}",
-            f"{type(layer).__name__} has no identity of its family",
-            "Name a Dense, Conv1D, Conv2D or Conv3D layer",
-        )
     refused(model, n2n.Deeper("b*"), GrowthError, "'net'", "only Dense and convolution layers")
 
 
