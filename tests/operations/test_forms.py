@@ -126,6 +126,23 @@ def test_the_best_form_is_chosen_and_said():
     assert "its normalization has no data" in str(report.notes)
 
 
+def test_where_a_normalization_has_no_data_a_block_that_adds_zero_is_exact_in_both_modes():
+    model = model_of(
+        (6, 6, 3),
+        layers.Conv2D(4, 3, padding="same", name="conv"),
+        layers.BatchNormalization(name="bn"),
+        layers.Activation("tanh", name="act"),
+        layers.Flatten(name="flat"),
+    )
+    x = data_for(model, batch=16)
+    before = both_modes(model, x)
+    operations = [n2n.Deeper("conv", form="auto"), n2n.Wider("conv_deeper_1", 6)]
+    report = n2n.grow(model, operations, seed=0)
+    assert "conv: form 'residual', since its normalization has no data" in str(report.notes)
+    assert model.get_layer("conv_deeper_1").filters == 6
+    assert_same(both_modes(model, x), before)
+
+
 def test_an_activation_that_is_asked_for_decides_too():
     model = model_of((5,), layers.Dense(4, activation="tanh", name="it"))
     report = grown(model, n2n.Deeper("it", form="auto", activation="linear"))
