@@ -21,6 +21,7 @@ from keras import layers, ops
 import keras_net2net as n2n
 from keras_net2net.draft import Draft
 from keras_net2net.graph import read
+from keras_net2net.operations.base import as_operations
 from keras_net2net.widths import widths_of
 from tests.helpers import BACKEND, array, both_modes, max_difference, randomize
 from tests.rules import test_image_preprocessing, test_ops
@@ -1427,8 +1428,8 @@ def _operation(source: Source, model: Any) -> Any:
     free = [one for one in facts if any(w.obstacle is None for w in widths_of(one.main))]
     makers = [one for one in facts if one.units]
     wanted = source.below(16)
-    kind = source.below(12)
-    if wanted < 14 and kind > 9:  # what has an identity, mostly
+    kind = source.below(18)
+    if wanted < 14 and kind in (10, 11):  # what has an identity, mostly
         known = [one for one in free if isinstance(one.operation, HAVE_IDENTITY)]
         named = [one for one in known if one.operation.activation.__name__ in IDEMPOTENT]
         free = (known if wanted < 2 else named) or known or free
@@ -1459,7 +1460,20 @@ def _operation(source: Source, model: Any) -> Any:
         return n2n.Wider({path: now * 2}, **how)
     if kind == 10:
         return n2n.Deeper(path, count=pick(1, 2), batch_norm=pick(None, False, True))
-    return n2n.Deeper(path, units=now + pick(0, 1, 3), activation=pick(None, "linear"))
+    if kind == 11:
+        return n2n.Deeper(path, units=now + pick(0, 1, 3), activation=pick(None, "linear"))
+    if kind == 12:
+        return n2n.Deeper(path, form=pick("prelu", "auto", "factor"))
+    if kind in (13, 14):
+        named = pick(*(call.path for call in Draft(model, 0).graph.calls), path)
+        return n2n.Deeper(named, count=pick(1, 1, 2), form="residual")
+    if kind == 15:
+        return n2n.LargerKernel(pick(path, None, None), kernel_size=pick(2, 3, 4, 5))
+    if kind == 16:
+        return n2n.Narrower(pick(path, None, None))
+    return n2n.NewClasses(
+        pick(*(one.path for one in facts)), pick(1, 3), start=pick("zeros", "mean", "suppressed")
+    )
 
 
 @dataclasses.dataclass
@@ -1520,6 +1534,9 @@ def check(source: Source, outcome: Outcome | None = None) -> Outcome:
     native = builder.native
     for number in range(1 + source.below(2)):
         operation = random_operation(source, model)
+        if any(isinstance(one, n2n.NewClasses) for one in as_operations(operation)):
+            _new_classes(model, operation, number, outcome, x)
+            break  # the outputs are larger now
         builder.lines.append(f"grow: {operation}")
         state = _state(model)
         try:
@@ -1564,6 +1581,29 @@ def check(source: Source, outcome: Outcome | None = None) -> Outcome:
         if native:
             _check_native(model, x, after)
     return outcome
+
+
+def _new_classes(model: Any, operation: Any, seed: int, outcome: Outcome, x: Any) -> None:
+    """Grows a head; the growth itself compares the outputs of the old classes."""
+    outcome.lines.append(f"grow: {operation}")
+    state, before = _state(model), _run(model, x)
+    half = len(before) // 2
+    try:
+        report = n2n.grow(model, operation, seed=seed, verify=x)
+    except n2n.VerificationError as error:
+        raise Mistake(f"old classes moved: {error}") from error
+    except n2n.GrowthError as error:
+        outcome.kinds.append(_kind(error))
+        if _state(model) != state:
+            raise Mistake("a refused growth changed weights, sizes or nodes") from error
+        return
+    outcome.kinds.append("grown")
+    outcome.types |= _types(model)
+    if model.count_params() != report.plan.parameters_after:
+        raise Mistake(f"{model.count_params()} parameters, {report.plan.parameters_after} planned")
+    sizes = [sum(y.shape) for y in before[:half]]
+    if not sum(sum(y.shape) for y in _run(model, x)[:half]) > sum(sizes):
+        raise Mistake("no output has more classes")
 
 
 def _grow(model: Any, operation: Any, seed: int, clone: bool) -> tuple[Any, Any, bool]:
