@@ -21,6 +21,7 @@ from keras_net2net.operations.larger_kernel import LargerKernel
 from keras_net2net.operations.new_classes import NewClasses
 from keras_net2net.operations.wider import Wider
 from keras_net2net.plan import Plan
+from keras_net2net.plateau import GrowOnPlateau
 from keras_net2net.rates import Rewarm, Rewind
 from keras_net2net.report import GrowthReport
 from keras_net2net.rule_call import RuleCall
@@ -34,6 +35,7 @@ __all__ = [
     "ConflictError",
     "Deeper",
     "FixedWidthError",
+    "GrowOnPlateau",
     "GrowthError",
     "GrowthReport",
     "GrowthScheduler",

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_net2net import keras_privates as privates
 from keras_net2net.errors import GrowthError, explain
 from keras_net2net.growth import check_arguments, grow
 from keras_net2net.operations.base import as_operations, whole_number
@@ -16,11 +17,112 @@ from keras_net2net.report import GrowthReport
 Schedule = Mapping[int, Any] | Callable[[int, Any], Any]
 
 
-class GrowthScheduler(keras.callbacks.Callback):
+class _GrowingCallback(keras.callbacks.Callback):
+    """What callbacks that grow the model have in common: growing, and telling of it.
+
+    Args:
+        seed: See `grow`.
+        optimizer_state: See `grow`.
+        learning_rate: See `grow`.
+        verify: See `grow`.
+        calibration: See `grow`.
+        verbose: `0` is silent, `1` prints a line for each growth.
+    """
+
+    def __init__(
+        self,
+        seed: int | None,
+        optimizer_state: str,
+        learning_rate: Any,
+        verify: Any,
+        calibration: Any,
+        verbose: int,
+    ) -> None:
+        super().__init__()
+        check_arguments(optimizer_state, learning_rate)
+        self.seed = seed
+        self.optimizer_state = optimizer_state
+        self.learning_rate = learning_rate
+        self.verify = verify
+        self.calibration = calibration
+        self.verbose = verbose
+        self.history: list[GrowthReport] = []
+        self._event = 0
+        self._headlines: list[str] = []
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Grows the model if it is time to."""
+        self._event, self._headlines = 0, []
+        self._begin(epoch)
+        for callback in privates.running_callbacks():
+            if isinstance(callback, keras.callbacks.TensorBoard):
+                told = "\n\n".join(self._headlines)
+                privates.write_growth(callback, epoch, self.model.count_params(), told or None)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Adds the number of parameters, and whether the model has grown, to the logs."""
+        if logs is None:
+            return
+        told = {"params": self.model.count_params(), "growth": self._event or logs.get("growth", 0)}
+        # A `History` that stands before this one has its row of the epoch already.
+        for callback in privates.running_callbacks():
+            if callback is self:
+                break
+            if isinstance(callback, keras.callbacks.History):
+                for key, value in told.items():
+                    column = callback.history.setdefault(key, [])
+                    column[len(column) - (key in logs) :] = [value]
+        logs.update(told)
+
+    def _begin(self, epoch: int) -> None:
+        """Grows the model if it is time to."""
+        raise NotImplementedError
+
+    def _grow(self, operations: Any, epoch: int) -> GrowthReport:
+        """Grows the model, and tells of it.
+
+        Args:
+            operations: The operations.
+            epoch: The epoch that begins, as this callback counts.
+
+        Returns:
+            The report.
+        """
+        report = grow(
+            self.model,
+            operations,
+            seed=self.seed,
+            optimizer_state=self.optimizer_state,
+            learning_rate=_told(self.learning_rate, epoch),
+            verify=self.verify,
+            calibration=self.calibration,
+        )
+        report = dataclasses.replace(report, epoch=epoch)
+        self.history.append(report)
+        self._event = int(not report.plan.empty)
+        self._tell(f"Growth before epoch {epoch + 1}: {report.headline()}", report.notes)
+        return report
+
+    def _tell(self, headline: str, notes: tuple[str, ...] = ()) -> None:
+        self._headlines.append(headline)
+        if self.verbose:
+            # Keras prints "Epoch ..." after this, and its bar later: no line breaks.
+            print(headline, flush=True)
+            for note in notes:
+                print(f"  note: {note}", flush=True)
+
+
+class GrowthScheduler(_GrowingCallback):
     """Grows the model at the epochs of a schedule, while `fit` runs.
 
     A growth happens before the first batch of its epoch. The function that the
     model computes doesn't change at that moment, and training goes on.
+
+    What the other callbacks of the `fit` hold of the model grows with it: the best
+    weights of `EarlyStopping`, for one. The logs of each epoch get `params`, the number
+    of parameters, and `growth`, `1` if the model has grown before that epoch and `0`
+    if not, for `History` and all callbacks that stand behind this one; a `TensorBoard`
+    gets a scalar `params` and a text `growth`.
 
     Args:
         schedule: A dict from epochs, counted from 0 as Keras does, to an
@@ -69,42 +171,17 @@ class GrowthScheduler(keras.callbacks.Callback):
         across_fits: bool = False,
         verbose: int = 1,
     ) -> None:
-        super().__init__()
-        check_arguments(optimizer_state, learning_rate)
+        super().__init__(seed, optimizer_state, learning_rate, verify, calibration, verbose)
         self.schedule = _checked(schedule)
-        self.seed = seed
-        self.optimizer_state = optimizer_state
-        self.learning_rate = learning_rate
-        self.verify = verify
-        self.calibration = calibration
         self.across_fits = across_fits
-        self.verbose = verbose
-        self.history: list[GrowthReport] = []
         self.epochs_seen = 0
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Grows the model if the schedule says so."""
+    def _begin(self, epoch: int) -> None:
         now = self.epochs_seen if self.across_fits else epoch
         self.epochs_seen += 1
         operations = self._operations(now)
-        if operations is None:
-            return
-        report = grow(
-            self.model,
-            operations,
-            seed=self.seed,
-            optimizer_state=self.optimizer_state,
-            learning_rate=_told(self.learning_rate, now),
-            verify=self.verify,
-            calibration=self.calibration,
-        )
-        report = dataclasses.replace(report, epoch=now)
-        self.history.append(report)
-        if self.verbose:
-            # Keras prints "Epoch ..." after this, and its bar later: no line breaks.
-            print(f"Growth before epoch {now + 1}: {report.headline()}", flush=True)
-            for note in report.notes:
-                print(f"  note: {note}", flush=True)
+        if operations is not None:
+            self._grow(operations, now)
 
     def _operations(self, epoch: int) -> Any:
         if isinstance(self.schedule, Mapping):

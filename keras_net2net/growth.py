@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from keras_net2net.compiled import update_compiled
 from keras_net2net.copies import copy_model
 from keras_net2net.draft import Draft
 from keras_net2net.errors import CodeError, GrowthError, explain
+from keras_net2net.fit_callbacks import BestWeights, callbacks_of, concerned, own_weights
 from keras_net2net.graph import read
 from keras_net2net.operations.base import Operation, as_operations
 from keras_net2net.optimizers import OPTIMIZER_STATES, OptimizerUpdate
@@ -121,6 +123,7 @@ def grow(
     learning_rate: Any = None,
     verify: Any = True,
     calibration: Any = None,
+    callbacks: Any = None,
 ) -> GrowthReport:
     """Grows a model in place, so that it computes what it computed before.
 
@@ -158,6 +161,9 @@ def grow(
         calibration: Data for the operations that look at activations or gradients: a
             batch of inputs `x`, or `(x, y)` with targets, as the model's `fit` takes them.
             Defaults to `None`: there is none.
+        callbacks: The callbacks of a training loop of your own, or its `CallbackList`: the
+            best weights that an `EarlyStopping` holds grow as the model does. Defaults to
+            `None`: those of the `fit` that `grow` is called in, if it is.
 
     Returns:
         A `GrowthReport`.
@@ -180,20 +186,23 @@ def grow(
     started = time.perf_counter()
     check_arguments(optimizer_state, learning_rate)
     seed = as_seed(seed)
+    held = concerned(callbacks_of(callbacks), model)
     stuck: dict[str, tuple[str, int]] = {}
     while True:
         try:
-            return _grow(
-                model,
-                operations,
-                seed,
-                optimizer_state,
-                learning_rate,
-                verify,
-                calibration,
-                stuck,
-                started,
-            )
+            with own_weights(held):
+                return _grow(
+                    model,
+                    operations,
+                    seed,
+                    optimizer_state,
+                    learning_rate,
+                    verify,
+                    calibration,
+                    stuck,
+                    started,
+                    held,
+                )
         except CodeError as error:
             # What the code of an opened layer does at other sizes shows once it has them.
             # Its own sizes then stay, and, if that isn't enough, all that it works on.
@@ -213,6 +222,7 @@ def _grow(
     calibration: Any,
     stuck: dict[str, tuple[str, int]],
     started: float,
+    callbacks: Sequence[Any],
 ) -> GrowthReport:
     transaction = Transaction()
     before: Probe | None = None
@@ -223,6 +233,7 @@ def _grow(
     changed: dict[str, Any] = {}
     privates.sync_state(model)
     optimizer = OptimizerUpdate(model)
+    best = BestWeights(callbacks, transaction)
     try:
         for group in stages(operations):
             draft = draft_growth(model, group, seed, stuck, calibration)
@@ -249,6 +260,7 @@ def _grow(
                 shapes = [tensor.shape for tensor in draft.graph.flat_outputs]
                 notes += update_compiled(model, whole.outputs, shapes, transaction)
             privates.forget_functions(model)
+            best.grow(model, whole, stuck)
         if before is not None:
             compare = before.check if whole.exact else before.difference
             difference = compare(model, whole.outputs)
@@ -267,6 +279,7 @@ def _grow(
     except BaseException:
         transaction.roll_back()
         raise
+    transaction.commit()
     return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
 
@@ -290,6 +303,13 @@ def _notes(draft: Draft, planned: Plan) -> tuple[str, ...]:
         notes.append(
             "what grows has penalties (regularizers), which depend on the number of weights and "
             "units: the loss changes by them"
+        )
+    adding = [graph for graph in draft.graph.subgraphs() if graph.adds_loss]
+    if adding and not planned.empty:
+        names = ", ".join(dict.fromkeys(graph.path or graph.model.name for graph in adding))
+        notes.append(
+            f"the code of {names} adds to the loss: if that depends on the number of weights or "
+            "units, the loss changes by it"
         )
     return tuple(notes)
 

@@ -121,6 +121,24 @@ def specs_by_call(layer: Any) -> Iterator[None]:
             del vars(one)["compute_output_spec"]
 
 
+@contextlib.contextmanager
+def losses_counted(layer: Any) -> Iterator[list[Any]]:
+    """Lets the code of a layer call `add_loss` on symbolic tensors, and counts the calls.
+
+    `add_loss` refuses these. What it is given isn't part of what the layer returns.
+    """
+    losses: list[Any] = []
+    changed = [one for one in all_layers(layer) if not is_keras_layer(one)]
+    changed = [one for one in changed if "add_loss" not in vars(one)]
+    for one in changed:
+        vars(one)["add_loss"] = losses.append
+    try:
+        yield losses
+    finally:
+        for one in changed:
+            del vars(one)["add_loss"]
+
+
 def _spec(layer: Any, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
         return own(*args, **kwargs)
@@ -874,7 +892,116 @@ def _longest(entry: tuple[str, Any]) -> int:
     return -len(entry[0])
 
 
+# -- callbacks -------------------------------------------------------------------
+
+
+def running_callbacks() -> list[Any]:
+    """The callbacks of the `fit` that runs, in order, if one of them is calling.
+
+    Keras tells a callback its model, and nothing of the other callbacks: only the
+    `CallbackList` that is calling knows them, and it is nowhere but on the stack. The
+    locals of no other frame are read, for reading them keeps alive what they hold.
+    """
+    of_lists = vars(sys.modules[keras.callbacks.CallbackList.__module__])
+    found: dict[int, Any] = {}
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        holder = frame.f_locals.get("self") if frame.f_globals is of_lists else None
+        if isinstance(holder, keras.callbacks.CallbackList):
+            # Further out stands the list that holds this one, or that of a `fit` around it.
+            found = {id(one): one for one in flat_callbacks(holder)} | found
+        frame = frame.f_back
+    return list(found.values())
+
+
+def flat_callbacks(holder: Any) -> list[Any]:
+    """The callbacks of a `CallbackList`, with those of lists in it in their place."""
+    return [
+        one
+        for callback in holder.callbacks
+        for one in (
+            flat_callbacks(callback)
+            if isinstance(callback, keras.callbacks.CallbackList)
+            else [callback]
+        )
+    ]
+
+
+def has_swapped(callback: Any) -> bool:
+    """Whether a `SwapEMAWeights` has put the averages into its model; only it knows."""
+    return isinstance(callback, keras.callbacks.SwapEMAWeights) and callback._ema_weights_in_model
+
+
+def set_swapped(callback: Any, swapped: bool) -> None:
+    """Tells a `SwapEMAWeights` whether the averages are in its model."""
+    callback._ema_weights_in_model = swapped
+
+
+def swap_averages(optimizer: Any) -> None:
+    """Exchanges a model's weights and their averages, bit for bit.
+
+    `SwapEMAWeights` does so by sums and differences on TensorFlow, which round.
+    """
+    for part in optimizer_parts(optimizer):
+        if not part.built or not getattr(part, "use_ema", False):
+            continue
+        pairs = zip(part._trainable_variables, part._model_variables_moving_average, strict=True)
+        for variable, average in pairs:
+            if average is not None:
+                held = keras.ops.copy(variable.value)
+                variable.assign(average.value)
+                average.assign(held)
+
+
+def write_growth(callback: Any, epoch: int, parameters: int, headline: str | None) -> None:
+    """Writes the size of a model, and a growth, where a `TensorBoard` writes its training.
+
+    Its writer has no public name, and a second one would write a file of its own.
+    """
+    with callback._train_writer.as_default():
+        callback.summary.scalar("params", parameters, step=epoch)
+        if headline is not None:
+            callback.summary.text("growth", headline, step=epoch)
+
+
+def is_better_upwards(model: Any, monitor: str) -> bool | None:
+    """Whether a metric is better the larger it is; `None` if nobody knows.
+
+    Keras's own callbacks ask the metric for its `_direction`, which has no public name.
+    """
+    name = monitor.removeprefix("val_")
+    if name == "loss":
+        return False
+    metrics = list(model.metrics)
+    while metrics:
+        metric = metrics.pop()
+        held = getattr(metric, "metrics", None)
+        if isinstance(held, (list, tuple)):
+            metrics += held
+        elif metric.name == name and getattr(metric, "_direction", None) in ("up", "down"):
+            return bool(metric._direction == "up")
+    return None
+
+
 # -- the state that a rollback restores ----------------------------------------
+
+
+def values_of(model: Any) -> list[tuple[Any, np.ndarray]]:
+    """All variables of a model and its optimizer, and copies of their values.
+
+    Training writes into the values that a growth leaves alone. An optimizer that holds
+    others may not list their variables as its own.
+    """
+    found = {id(variable): variable for variable in model.variables}
+    for part in optimizer_parts(model.optimizer) if model.optimizer is not None else ():
+        found.update((id(variable), variable) for variable in part.variables)
+    return [(variable, np.array(read_variable(variable))) for variable in found.values()]
+
+
+def set_values(values: Iterable[tuple[Any, np.ndarray]]) -> None:
+    """Gives variables their values back."""
+    for variable, value in values:
+        variable.assign(value)
 
 
 def state_parts(thing: Any) -> list[Any]:
