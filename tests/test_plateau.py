@@ -352,8 +352,9 @@ def test_averages_in_the_model_are_no_obstacle():
         began: list[np.ndarray] = []
         ended: list[np.ndarray] = []
 
-        def note(seen, model=model):
-            values = [*model.weights, *model.optimizer.variables]
+        def note(seen):
+            now = watch.model  # noqa: B023  (on JAX, which writes the state of the epoch back)
+            values = [*now.weights, *now.optimizer.variables]
             seen.append(np.concatenate([array(value).ravel() for value in values]))
 
         swap = of_keras.SwapEMAWeights(swap_on_epoch=True)
