@@ -10,8 +10,10 @@ import keras
 
 from keras_net2net.errors import GrowthError, explain
 from keras_net2net.growth import check_arguments, grow
+from keras_net2net.growth_log import LoggedGrowth
 from keras_net2net.operations.base import as_operations, whole_number
 from keras_net2net.report import GrowthReport
+from keras_net2net.resume import Recorder
 
 Schedule = Mapping[int, Any] | Callable[[int, Any], Any]
 
@@ -35,6 +37,11 @@ class GrowthScheduler(keras.callbacks.Callback):
             callback takes part in, so that each epoch's growth happens once: for
             data that arrives in parts. Defaults to `False`: each `fit` counts as
             Keras does.
+        log: Path of a JSON file in which the growths are recorded. With it, and with
+            `keras.callbacks.BackupAndRestore` anywhere in the list, a script whose process
+            was killed goes on where it was when it is run again: the model that it builds
+            gets the growths that the backup has behind it. `replay` and `upgrade_weights`
+            read the file, too. Defaults to `None`: nothing is recorded.
         verbose: `0` is silent, `1` prints a line for each growth. Defaults to `1`.
 
     Attributes:
@@ -42,6 +49,7 @@ class GrowthScheduler(keras.callbacks.Callback):
 
     Raises:
         GrowthError: If an epoch is negative, or something isn't an operation.
+        LogError: When `fit` begins, if the log can't be read, or isn't of this model.
 
     Example:
 
@@ -67,6 +75,7 @@ class GrowthScheduler(keras.callbacks.Callback):
         verify: Any = True,
         calibration: Any = None,
         across_fits: bool = False,
+        log: Any = None,
         verbose: int = 1,
     ) -> None:
         super().__init__()
@@ -81,30 +90,66 @@ class GrowthScheduler(keras.callbacks.Callback):
         self.verbose = verbose
         self.history: list[GrowthReport] = []
         self.epochs_seen = 0
+        self._recorder = None if log is None else Recorder(log)
+
+    def set_model(self, model: Any) -> None:
+        """Takes the model; one that is built anew to go on gets its growths again."""
+        super().set_model(model)
+        if self._recorder is not None and model is not None:
+            self.history += self._recorder.attach(self, self._grow_again)
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Begins the log."""
+        if self._recorder is not None:
+            self._recorder.begin()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Grows the model if the schedule says so."""
+        recorder = self._recorder
+        if recorder is not None and recorder.first_epoch == epoch and not self.epochs_seen:
+            self.epochs_seen = epoch
         now = self.epochs_seen if self.across_fits else epoch
         self.epochs_seen += 1
+        if recorder is not None and recorder.already(now):
+            return
         operations = self._operations(now)
         if operations is None:
             return
-        report = grow(
-            self.model,
-            operations,
-            seed=self.seed,
-            optimizer_state=self.optimizer_state,
-            learning_rate=_told(self.learning_rate, now),
-            verify=self.verify,
-            calibration=self.calibration,
-        )
-        report = dataclasses.replace(report, epoch=now)
+        seed = self.seed
+        if recorder is not None:
+            operations = recorder.prepare(self.model, operations)
+            seed = recorder.seed(now, seed)
+        report = self._grow(operations, now, seed, self.verify)
         self.history.append(report)
+        if recorder is not None:
+            recorder.record(
+                self.model,
+                operations,
+                report,
+                optimizer_state=self.optimizer_state,
+                learning_rate=self.learning_rate,
+            )
         if self.verbose:
             # Keras prints "Epoch ..." after this, and its bar later: no line breaks.
             print(f"Growth before epoch {now + 1}: {report.headline()}", flush=True)
             for note in report.notes:
                 print(f"  note: {note}", flush=True)
+
+    def _grow(self, operations: Any, epoch: int, seed: int | None, verify: Any) -> GrowthReport:
+        report = grow(
+            self.model,
+            operations,
+            seed=seed,
+            optimizer_state=self.optimizer_state,
+            learning_rate=_told(self.learning_rate, epoch),
+            verify=verify,
+            calibration=self.calibration,
+        )
+        return dataclasses.replace(report, epoch=epoch)
+
+    def _grow_again(self, growth: LoggedGrowth) -> GrowthReport:
+        """Does a logged growth to a model whose weights are loaded afterwards."""
+        return self._grow(list(growth.operations), growth.epoch or 0, growth.seed, verify=False)
 
     def _operations(self, epoch: int) -> Any:
         if isinstance(self.schedule, Mapping):

@@ -7,13 +7,17 @@ to remember attributes, and the contents of the containers they hold.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from keras_net2net import keras_privates as privates
 
 _CONTAINERS = (list, dict, set)
+
+_around: contextvars.ContextVar[Transaction | None] = contextvars.ContextVar("around", default=None)
 
 
 class Transaction:
@@ -51,6 +55,27 @@ class Transaction:
     def on_roll_back(self, undo: Callable[[], None]) -> None:
         """Adds something to do in a rollback."""
         self._undo.append(undo)
+
+    @classmethod
+    @contextlib.contextmanager
+    def around(cls) -> Iterator[Transaction]:
+        """Makes one of several: whatever fails inside undoes them all."""
+        whole = cls()
+        token = _around.set(whole)
+        try:
+            yield whole
+        except BaseException:
+            whole.roll_back()
+            raise
+        finally:
+            _around.reset(token)
+
+    def commit(self) -> None:
+        """Forgets what was before, or leaves it to the transaction around this one."""
+        whole = _around.get()
+        if whole is not None:
+            whole._undo += self._undo
+        self._undo = []
 
     def roll_back(self) -> None:
         """Puts everything back, the last change first."""
