@@ -564,6 +564,9 @@ def upgrade_weights(
         verify=False,
         calibration=calibration,
     )
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and not optimizer.built:
+        optimizer.build(model.trainable_variables)  # or what the file has of it is passed over
     model.load_weights(path)
     replay(model, read, verify=verify, calibration=calibration)
     part = output.with_name(f"part.{output.name}")
