@@ -1,0 +1,26 @@
+"""A process that is killed at any moment goes on when it is started again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "resume.py"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the script forks")
+def test_runs_that_are_killed_end_as_one_that_is_not():
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", SCRIPT, "--kills", "20"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert found.returncode == 0, found.stdout + found.stderr[-3000:]
+    assert "20 kills" in found.stdout
+    assert "all ended alike" in found.stdout
