@@ -67,7 +67,7 @@ def check(found: dict) -> None:
     assert np.all(np.isfinite(found["losses"]))
     assert found["losses"][-1] < found["losses"][0]
     assert found["trained"] != found["grown"]
-    assert found.get("split", []) == []
+    assert found.get("split", []) == found.get("parted", []) == []
 
 
 @only("tensorflow")
