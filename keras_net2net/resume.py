@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import shutil
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -41,9 +42,18 @@ class Recorder:
     """
 
     def __init__(self, path: Any) -> None:
+        if not isinstance(path, (str, os.PathLike)) or "://" in str(path):
+            raise LogError(
+                explain(
+                    "The growth log can't be kept there",
+                    "it is a file of this machine's file system",
+                    f"log={path!r}",
+                    "Pass a path such as 'run/growth.json'",
+                )
+            )
         self.path = pathlib.Path(path)
         self._log: GrowthLog | None = None
-        self._model: Any = None
+        self._known: weakref.ref | None = None
         self._seeds: dict[int, int] = {}
         self._done: set[int] = set()
         self._before: Any = None
@@ -65,6 +75,18 @@ class Recorder:
             LogError: If the log can't be read, or isn't of this model and backup.
         """
         model = callback.model
+        if not model.built:
+            raise LogError(
+                explain(
+                    f"The growths of {model.name!r} can't be recorded",
+                    "it isn't built, so that its architecture isn't known",
+                    f"log={str(self.path)!r}",
+                    "Build it before `fit`, with `keras.Input` or `model.build(shape)`",
+                )
+            )
+        log = GrowthLog.read(self.path) if self.path.exists() else None
+        known = model is self._model  # another `fit` of the same process
+        self._known = weakref.ref(model)
         backups = [
             Backup(one)
             for one in privates.callbacks_beside(callback)
@@ -72,10 +94,7 @@ class Recorder:
         ]
         for backup in backups:
             backup.settle()
-        known = model is self._model  # another `fit` of the same process
-        self._model = model
-        self._done, self.first_epoch = set(), None
-        log = GrowthLog.read(self.path) if self.path.exists() else None
+        self._seeds, self._done, self.first_epoch = {}, set(), None
         if log is None:
             self._log = GrowthLog(architecture(model))
             return []
@@ -85,7 +104,7 @@ class Recorder:
         else:
             digest, epoch = found
             stage = self._stage(log, digest, epoch)
-        reports = [] if known and found is None else bring(model, log, stage, redo)
+        reports = [] if known and found is None else self._bring(log, stage, redo)
         self._log = GrowthLog(log.start, log.growths[:stage])
         left = [growth for growth in log.growths[stage:] if growth.epoch is not None]
         self._seeds = {int(growth.epoch or 0): growth.seed for growth in left}
@@ -97,6 +116,30 @@ class Recorder:
             for backup in backups:
                 privates.resumes_at(backup.callback, epoch)
         return reports
+
+    @property
+    def _model(self) -> Any:
+        return None if self._known is None else self._known()
+
+    def _bring(
+        self, log: GrowthLog, stage: int, redo: Callable[[LoggedGrowth], GrowthReport]
+    ) -> list[GrowthReport]:
+        """Brings the model to a stage, its optimizer at the steps at which it was then."""
+        optimizer = getattr(self._model, "optimizer", None)
+        if optimizer is None:
+            return bring(self._model, log, stage, redo)
+        steps = privates.steps_done(optimizer)
+
+        def again(growth: LoggedGrowth) -> GrowthReport:
+            if growth.step is not None:
+                privates.set_steps_done(optimizer, growth.step)
+            return redo(growth)
+
+        try:
+            return bring(self._model, log, stage, again)
+        except BaseException:
+            privates.set_steps_done(optimizer, steps)
+            raise
 
     def _stage(self, log: GrowthLog, digest: str, epoch: int) -> int:
         """How many growths a backup has behind it."""
@@ -127,7 +170,21 @@ class Recorder:
         return done
 
     def prepare(self, model: Any, operations: Any) -> list[Operation]:
-        """Operations in the form that the log holds, before they are done."""
+        """Operations in the form that the log holds, before they are done.
+
+        Raises:
+            LogError: If the log can't hold them, or the model has grown without it.
+        """
+        if self._log is not None and architecture(model) != self._log.stages[-1]:
+            raise LogError(
+                explain(
+                    f"The growth of {model.name!r} can't be recorded",
+                    "the model has changed since the last growth in the log, so that nobody "
+                    "could do it again",
+                    f"log={str(self.path)!r}",
+                    "Let one callback do all growths, or let none of them keep a log",
+                )
+            )
         return lasting(model, operations)
 
     def seed(self, epoch: int, seed: int | None) -> int | None:
@@ -191,7 +248,7 @@ class Backup:
         privates.save_backups_with(callback, self._save)
 
     def _save(self, save: Callable[[], None]) -> None:
-        shutil.rmtree(self._part, ignore_errors=True)
+        self._finish()
         self._part.mkdir(parents=True)
         with privates.backing_up_to(self.callback, self._part):
             save()
@@ -215,11 +272,14 @@ class Backup:
         self._next.rmdir()
         sync_folder(self.folder)
 
-    def settle(self) -> None:
-        """Ends what a killed process had begun."""
+    def _finish(self) -> None:
         shutil.rmtree(self._part, ignore_errors=True)
         if self._next.exists():
             self._move()
+
+    def settle(self) -> None:
+        """Ends what a killed process had begun."""
+        self._finish()
         files = privates.backup_files(self.callback)
         if sum(file.exists() for file in files) == 1:
             # Of a backup that was being deleted, as Keras does when `fit` has ended.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import weakref
 
 import keras
 import numpy as np
@@ -13,6 +15,7 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net import resume
 from tests.helpers import array
+from tests.operations.test_base import assert_explained
 from tests.test_callbacks import data
 
 SCHEDULE = {
@@ -246,3 +249,38 @@ def test_a_backup_of_another_run_is_an_error(tmp_path):
     with pytest.raises(n2n.LogError, match="knows no architecture with weights of its shapes"):
         run(tmp_path)
     assert (tmp_path / "growth.json").read_bytes() == log
+
+
+def test_a_model_that_grows_outside_of_the_log_is_an_error(tmp_path):
+    class Other(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                n2n.grow(self.model, n2n.Wider("fc", 8), seed=0)
+
+    model = build()
+    growth = n2n.GrowthScheduler(SCHEDULE, log=tmp_path / "log", verbose=0)
+    with pytest.raises(n2n.LogError, match="has changed since the last growth") as caught:
+        model.fit(*data(), epochs=2, verbose=0, callbacks=[Other(), growth])
+    assert_explained(caught.value)
+    assert growth.history == []
+
+
+def test_a_log_needs_a_path_and_a_model_that_is_built():
+    for path in (3, "gs://somewhere/log"):
+        with pytest.raises(n2n.LogError, match="can't be kept there") as caught:
+            n2n.GrowthScheduler({}, log=path)
+        assert_explained(caught.value)
+    growth = n2n.GrowthScheduler({}, log="log")
+    with pytest.raises(n2n.LogError, match="it isn't built") as caught:
+        growth.set_model(keras.Sequential([layers.Dense(1)]))
+    assert_explained(caught.value)
+
+
+def test_the_callback_does_not_keep_the_model_alive(tmp_path):
+    model, growth = run(tmp_path, epochs=2)[:2]
+    gone = weakref.ref(model)
+    del model
+    growth.set_model(None)
+    growth.history.clear()
+    gc.collect()
+    assert gone() is None
