@@ -447,6 +447,10 @@ def set_variable(variable: Any, value: Any) -> None:
     """
     value = variable._convert_to_tensor(value, dtype=variable._dtype)
     variable._initialize(value)
+    if len(getattr(variable._value, "values", ())):
+        # Under `tf.distribute` all workers are given the first one's value when a variable
+        # is made. What is each worker's own, as moving statistics are, has to stay so.
+        variable._value.assign(value)
     variable._shape = tuple(value.shape)
     variable._ndim = len(variable._shape)
 
