@@ -447,7 +447,7 @@ def set_variable(variable: Any, value: Any) -> None:
     """
     value = variable._convert_to_tensor(value, dtype=variable._dtype)
     variable._initialize(value)
-    if len(getattr(variable._value, "values", ())):
+    if keras.backend.backend() == "tensorflow" and hasattr(variable._value, "values"):
         # Under `tf.distribute` all workers are given the first one's value when a variable
         # is made. What is each worker's own, as moving statistics are, has to stay so.
         variable._value.assign(value)
