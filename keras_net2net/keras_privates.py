@@ -680,8 +680,8 @@ def _track(optimizer: Any, variables: list[Any]) -> None:
 
 
 def steps_done(optimizer: Any) -> int:
-    """The number of steps as a schedule is told: with accumulation, of all batches."""
-    return int(keras.ops.convert_to_numpy(optimizer_parts(optimizer)[-1]._iterations))
+    """The number of steps of an optimizer, or of the innermost of several."""
+    return steps_of(optimizer_parts(optimizer)[-1])
 
 
 def set_steps_done(optimizer: Any, steps: int) -> None:
