@@ -14,7 +14,7 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net import resume
-from tests.helpers import array
+from tests.helpers import BACKEND, array, cases
 from tests.operations.test_base import assert_explained
 from tests.test_callbacks import data
 
@@ -23,6 +23,10 @@ SCHEDULE = {
     2: [n2n.Wider("fc", 10, new_units="fresh"), n2n.Deeper("fc")],
     4: n2n.Wider("fc*", factor=1.5),
 }
+
+
+# Each growth is traced anew on TensorFlow, for longer than all the epochs take.
+EAGER = BACKEND == "tensorflow"
 
 
 class Stop(Exception):
@@ -60,7 +64,9 @@ def build(optimizer=None) -> keras.Model:
     x = layers.Dense(6, activation="relu", name="fc")(x)
     x = layers.BatchNormalization(name="bn")(x)
     model = keras.Model(inputs, layers.Dense(2, name="out")(x), name="mlp")
-    model.compile(optimizer or keras.optimizers.Adam(0.05), "mse", jit_compile=False)
+    model.compile(
+        optimizer or keras.optimizers.Adam(0.05), "mse", jit_compile=False, run_eagerly=EAGER
+    )
     return model
 
 
@@ -98,17 +104,16 @@ def whole(tmp_path_factory):
     return state(model), watch.losses, logged(folder)
 
 
+MOMENTS = {
+    "the log is ahead of the backup": [("epoch", 1), ("epoch", 2)],
+    "within an epoch": [("end", 1), ("batch", 2), ("epoch", 4)],
+    "no backup yet": [("epoch", 0)],
+    "late": [("end", 4), ("epoch", 5)],
+}
+
+
 @pytest.mark.parametrize("order", [1, -1], ids=["growth first", "backup first"])
-@pytest.mark.parametrize(
-    "moments",
-    [
-        [("epoch", 0)],  # no backup yet
-        [("epoch", 1), ("epoch", 2)],  # the log is ahead of the backup
-        [("end", 1), ("batch", 2), ("epoch", 4)],
-        [("end", 4), ("epoch", 5)],
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("moments", cases(MOMENTS).values(), ids=cases(MOMENTS))
 def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, moments, order, whole):
     losses = {}
     for moment in [*moments, None]:
@@ -129,7 +134,10 @@ def test_a_growth_without_a_seed_happens_again_with_the_seed_of_the_first_time(t
     assert logged(tmp_path) == ahead
 
 
-@pytest.mark.parametrize("moment", [("batch", 2), ("epoch", 3), ("batch", 5)], ids=str)
+WITHIN = {str(moment): moment for moment in [("batch", 2), ("epoch", 3), ("batch", 5)]}
+
+
+@pytest.mark.parametrize("moment", cases(WITHIN).values(), ids=cases(WITHIN))
 def test_backups_within_an_epoch_have_its_growth_behind_them(tmp_path, moment, whole):
     run(tmp_path, moment, save_freq=2)
     # Killed again within the first epoch that it goes on with: Keras would forget the epoch.
