@@ -9,6 +9,7 @@ from keras_net2net.errors import (
     ConflictError,
     FixedWidthError,
     GrowthError,
+    LogError,
     NotIdentityError,
     SizeError,
     UnknownLayerError,
@@ -16,6 +17,7 @@ from keras_net2net.errors import (
 )
 from keras_net2net.facts import follows, makes, reads
 from keras_net2net.growth import grow, plan
+from keras_net2net.growth_log import replay, upgrade_weights
 from keras_net2net.operations.deeper import Deeper
 from keras_net2net.operations.larger_kernel import LargerKernel
 from keras_net2net.operations.new_classes import NewClasses
@@ -40,6 +42,7 @@ __all__ = [
     "GrowthReport",
     "GrowthScheduler",
     "LargerKernel",
+    "LogError",
     "NewClasses",
     "NotIdentityError",
     "Plan",
@@ -60,5 +63,7 @@ __all__ = [
     "plan",
     "reads",
     "register_rule",
+    "replay",
     "testing",
+    "upgrade_weights",
 ]

@@ -11,8 +11,10 @@ import keras
 from keras_net2net import keras_privates as privates
 from keras_net2net.errors import GrowthError, explain
 from keras_net2net.growth import check_arguments, grow
+from keras_net2net.growth_log import LoggedGrowth
 from keras_net2net.operations.base import as_operations, whole_number
 from keras_net2net.report import GrowthReport
+from keras_net2net.resume import Recorder
 
 Schedule = Mapping[int, Any] | Callable[[int, Any], Any]
 
@@ -78,30 +80,38 @@ class _GrowingCallback(keras.callbacks.Callback):
         """Grows the model if it is time to."""
         raise NotImplementedError
 
-    def _grow(self, operations: Any, epoch: int) -> GrowthReport:
+    def _grow(self, operations: Any, epoch: int, seed: int | None = None) -> GrowthReport:
         """Grows the model, and tells of it.
 
         Args:
             operations: The operations.
             epoch: The epoch that begins, as this callback counts.
+            seed: The seed of this growth. Defaults to `None`: the callback's.
 
         Returns:
             The report.
         """
-        report = grow(
-            self.model,
-            operations,
-            seed=self.seed,
-            optimizer_state=self.optimizer_state,
-            learning_rate=_told(self.learning_rate, epoch),
-            verify=self.verify,
-            calibration=self.calibration,
-        )
-        report = dataclasses.replace(report, epoch=epoch)
+        report = self._grown(operations, epoch, self.seed if seed is None else seed, self.verify)
         self.history.append(report)
         self._event = int(not report.plan.empty)
         self._tell(f"Growth before epoch {epoch + 1}: {report.headline()}", report.notes)
         return report
+
+    def _grown(
+        self, operations: Any, epoch: int, seed: int | None, verify: Any, callbacks: Any = None
+    ) -> GrowthReport:
+        """Grows the model in silence, and returns the report."""
+        report = grow(
+            self.model,
+            operations,
+            seed=seed,
+            optimizer_state=self.optimizer_state,
+            learning_rate=_told(self.learning_rate, epoch),
+            verify=verify,
+            calibration=self.calibration,
+            callbacks=callbacks,
+        )
+        return dataclasses.replace(report, epoch=epoch)
 
     def _tell(self, headline: str, notes: tuple[str, ...] = ()) -> None:
         self._headlines.append(headline)
@@ -137,6 +147,11 @@ class GrowthScheduler(_GrowingCallback):
             callback takes part in, so that each epoch's growth happens once: for
             data that arrives in parts. Defaults to `False`: each `fit` counts as
             Keras does.
+        log: Path of a JSON file in which the growths are recorded. With it, and with
+            `keras.callbacks.BackupAndRestore` anywhere in the list, a script whose process
+            was killed goes on where it was when it is run again: the model that it builds
+            gets the growths that the backup has behind it. `replay` and `upgrade_weights`
+            read the file, too. Defaults to `None`: nothing is recorded.
         verbose: `0` is silent, `1` prints a line for each growth. Defaults to `1`.
 
     Attributes:
@@ -144,6 +159,7 @@ class GrowthScheduler(_GrowingCallback):
 
     Raises:
         GrowthError: If an epoch is negative, or something isn't an operation.
+        LogError: When `fit` begins, if the log can't be read, or isn't of this model.
 
     Example:
 
@@ -169,19 +185,57 @@ class GrowthScheduler(_GrowingCallback):
         verify: Any = True,
         calibration: Any = None,
         across_fits: bool = False,
+        log: Any = None,
         verbose: int = 1,
     ) -> None:
         super().__init__(seed, optimizer_state, learning_rate, verify, calibration, verbose)
         self.schedule = _checked(schedule)
         self.across_fits = across_fits
         self.epochs_seen = 0
+        self._recorder = None if log is None else Recorder(log)
+
+    def set_model(self, model: Any) -> None:
+        """Takes the model; one that is built anew to go on gets its growths again."""
+        super().set_model(model)
+        if self._recorder is not None and model is not None:
+            self.history += self._recorder.attach(self, self._grow_again)
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Begins the log."""
+        if self._recorder is not None:
+            self._recorder.begin()
 
     def _begin(self, epoch: int) -> None:
+        recorder = self._recorder
+        if recorder is not None and recorder.first_epoch == epoch and not self.epochs_seen:
+            self.epochs_seen = epoch
         now = self.epochs_seen if self.across_fits else epoch
         self.epochs_seen += 1
+        if recorder is not None and recorder.already(now):
+            self._event = 1  # in the process that was killed within this epoch
+            return
         operations = self._operations(now)
-        if operations is not None:
+        if operations is None:
+            return
+        if recorder is None:
             self._grow(operations, now)
+            return
+        operations = recorder.prepare(self.model, operations)
+        report = self._grow(operations, now, recorder.seed(now, self.seed))
+        recorder.record(
+            self.model,
+            operations,
+            report,
+            optimizer_state=self.optimizer_state,
+            learning_rate=self.learning_rate,
+        )
+
+    def _grow_again(self, growth: LoggedGrowth) -> GrowthReport:
+        """Does a logged growth to a model whose weights are loaded afterwards."""
+        # The other callbacks begin anew, and may hold weights of another model till then.
+        return self._grown(
+            list(growth.operations), growth.epoch or 0, growth.seed, verify=False, callbacks=()
+        )
 
     def _operations(self, epoch: int) -> Any:
         if isinstance(self.schedule, Mapping):

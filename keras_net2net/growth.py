@@ -22,6 +22,7 @@ from keras_net2net.operations.base import Operation, as_operations
 from keras_net2net.optimizers import OPTIMIZER_STATES, OptimizerUpdate
 from keras_net2net.plan import Plan
 from keras_net2net.rates import check_policy
+from keras_net2net.remaps import generator
 from keras_net2net.report import GrowthReport
 from keras_net2net.transaction import Transaction
 from keras_net2net.verify import Probe, probe
@@ -71,8 +72,17 @@ def copy_for(model: Any, operations: Any) -> tuple[Any, list[Operation]]:
     return copy_model(read(model)), [one.by_path(draft) for one in wanted]
 
 
-def as_seed(seed: int | None) -> int:
-    """Checks a seed; `None` becomes a random one."""
+def as_seed(seed: int | None, model: Any) -> int:
+    """Checks a seed; `None` becomes a random one.
+
+    Processes that train a model together have to draw the same: theirs comes from what
+    all of them share, how far the model and its training are.
+    """
+    if seed is None and privates.process_count(model) > 1:
+        optimizer = getattr(model, "optimizer", None)
+        steps = 0 if optimizer is None else privates.steps_done(optimizer)
+        shapes = [tuple(variable.shape) for variable in model.variables]
+        return int(generator(0, "seed", steps, shapes).integers(2**32))
     if seed is None:
         return secrets.randbits(32)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
@@ -93,7 +103,7 @@ def draft_growth(
 ) -> Draft:
     """Plans a growth, and returns the draft that knows the plan and the graph."""
     wanted = as_operations(operations)
-    draft = Draft(model, as_seed(seed), stuck, calibration)
+    draft = Draft(model, as_seed(seed, model), stuck, calibration)
     for operation in wanted:
         draft.steps.extend(operation.draft(draft))
     return draft
@@ -185,7 +195,7 @@ def grow(
     """
     started = time.perf_counter()
     check_arguments(optimizer_state, learning_rate)
-    seed = as_seed(seed)
+    seed = as_seed(seed, model)
     held = concerned(callbacks_of(callbacks), model)
     stuck: dict[str, tuple[str, int]] = {}
     while True:
