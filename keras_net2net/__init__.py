@@ -9,6 +9,7 @@ from keras_net2net.errors import (
     ConflictError,
     FixedWidthError,
     GrowthError,
+    LogError,
     NotIdentityError,
     SizeError,
     UnknownLayerError,
@@ -17,6 +18,7 @@ from keras_net2net.errors import (
 from keras_net2net.facts import follows, makes, reads
 from keras_net2net.freezing import unfreeze
 from keras_net2net.growth import grow, plan
+from keras_net2net.growth_log import replay, upgrade_weights
 from keras_net2net.operations.deeper import Deeper
 from keras_net2net.operations.larger_kernel import LargerKernel
 from keras_net2net.operations.narrower import Narrower
@@ -24,6 +26,7 @@ from keras_net2net.operations.new_classes import NewClasses
 from keras_net2net.operations.pairs import DeeperPairs
 from keras_net2net.operations.wider import Wider
 from keras_net2net.plan import Plan
+from keras_net2net.plateau import GrowOnPlateau
 from keras_net2net.rates import Rewarm, Rewind
 from keras_net2net.report import GrowthReport
 from keras_net2net.rule_call import RuleCall
@@ -38,10 +41,12 @@ __all__ = [
     "Deeper",
     "DeeperPairs",
     "FixedWidthError",
+    "GrowOnPlateau",
     "GrowthError",
     "GrowthReport",
     "GrowthScheduler",
     "LargerKernel",
+    "LogError",
     "Narrower",
     "NewClasses",
     "NotIdentityError",
@@ -63,6 +68,8 @@ __all__ = [
     "plan",
     "reads",
     "register_rule",
+    "replay",
     "testing",
     "unfreeze",
+    "upgrade_weights",
 ]

@@ -13,17 +13,138 @@ from keras_net2net import keras_privates as privates
 from keras_net2net.errors import GrowthError, explain
 from keras_net2net.freezing import check_freeze
 from keras_net2net.growth import check_arguments, grow
+from keras_net2net.growth_log import LoggedGrowth
 from keras_net2net.operations.base import as_operations, whole_number
 from keras_net2net.report import GrowthReport
+from keras_net2net.resume import Recorder
 
 Schedule = Mapping[int, Any] | Callable[[int, Any], Any]
 
 
-class GrowthScheduler(keras.callbacks.Callback):
+class _GrowingCallback(keras.callbacks.Callback):
+    """What callbacks that grow the model have in common: growing, and telling of it.
+
+    Args:
+        seed: See `grow`.
+        optimizer_state: See `grow`.
+        learning_rate: See `grow`.
+        verify: See `grow`.
+        calibration: See `grow`.
+        freeze: See `grow`.
+        verbose: `0` is silent, `1` prints a line for each growth.
+    """
+
+    def __init__(
+        self,
+        seed: int | None,
+        optimizer_state: str,
+        learning_rate: Any,
+        verify: Any,
+        calibration: Any,
+        freeze: str | None,
+        verbose: int,
+    ) -> None:
+        super().__init__()
+        check_arguments(optimizer_state, learning_rate)
+        check_freeze(freeze)
+        self.seed = seed
+        self.optimizer_state = optimizer_state
+        self.learning_rate = learning_rate
+        self.verify = verify
+        self.calibration = calibration
+        self.freeze = freeze
+        self.verbose = verbose
+        self.history: list[GrowthReport] = []
+        self._event = 0
+        self._headlines: list[str] = []
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Grows the model if it is time to."""
+        self._event, self._headlines = 0, []
+        self._begin(epoch)
+        for callback in privates.running_callbacks():
+            if isinstance(callback, keras.callbacks.TensorBoard):
+                told = "\n\n".join(self._headlines)
+                privates.write_growth(callback, epoch, self.model.count_params(), told or None)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Adds the number of parameters, and whether the model has grown, to the logs."""
+        if logs is None:
+            return
+        told = {"params": self.model.count_params(), "growth": self._event or logs.get("growth", 0)}
+        # A `History` that stands before this one has its row of the epoch already.
+        for callback in privates.running_callbacks():
+            if callback is self:
+                break
+            if isinstance(callback, keras.callbacks.History):
+                for key, value in told.items():
+                    column = callback.history.setdefault(key, [])
+                    column[len(column) - (key in logs) :] = [value]
+        logs.update(told)
+
+    def _begin(self, epoch: int) -> None:
+        """Grows the model if it is time to."""
+        raise NotImplementedError
+
+    def _grow(self, operations: Any, epoch: int, seed: int | None = None) -> GrowthReport:
+        """Grows the model, and tells of it.
+
+        Args:
+            operations: The operations.
+            epoch: The epoch that begins, as this callback counts.
+            seed: The seed of this growth. Defaults to `None`: the callback's.
+
+        Returns:
+            The report.
+        """
+        report = self._grown(operations, epoch, self.seed if seed is None else seed, self.verify)
+        self.history.append(report)
+        self._event = int(not report.plan.empty)
+        self._tell(f"Growth before epoch {epoch + 1}: {report.headline()}", report.notes)
+        return report
+
+    def _grown(
+        self, operations: Any, epoch: int, seed: int | None, verify: Any, callbacks: Any = None
+    ) -> GrowthReport:
+        """Grows the model in silence, and returns the report."""
+        report = grow(
+            self.model,
+            operations,
+            seed=seed,
+            optimizer_state=self.optimizer_state,
+            learning_rate=_told(self.learning_rate, epoch),
+            verify=verify,
+            calibration=self._data,
+            freeze=self.freeze,
+            callbacks=callbacks,
+        )
+        return dataclasses.replace(report, epoch=epoch)
+
+    @property
+    def _data(self) -> Any:
+        """The data for operations that want some: what was given, or that of the `fit`."""
+        return _FitData(self.model) if self.calibration is None else self.calibration
+
+    def _tell(self, headline: str, notes: tuple[str, ...] = ()) -> None:
+        self._headlines.append(headline)
+        if self.verbose:
+            # Keras prints "Epoch ..." after this, and its bar later: no line breaks.
+            print(headline, flush=True)
+            for note in notes:
+                print(f"  note: {note}", flush=True)
+
+
+class GrowthScheduler(_GrowingCallback):
     """Grows the model at the epochs of a schedule, while `fit` runs.
 
     A growth happens before the first batch of its epoch. The function that the
     model computes doesn't change at that moment, and training goes on.
+
+    What the other callbacks of the `fit` hold of the model grows with it: the best
+    weights of `EarlyStopping`, for one. The logs of each epoch get `params`, the number
+    of parameters, and `growth`, `1` if the model has grown before that epoch and `0`
+    if not, for `History` and all callbacks that stand behind this one; a `TensorBoard`
+    gets a scalar `params` and a text `growth`.
 
     Args:
         schedule: A dict from epochs, counted from 0 as Keras does, to an
@@ -40,6 +161,11 @@ class GrowthScheduler(keras.callbacks.Callback):
             callback takes part in, so that each epoch's growth happens once: for
             data that arrives in parts. Defaults to `False`: each `fit` counts as
             Keras does.
+        log: Path of a JSON file in which the growths are recorded. With it, and with
+            `keras.callbacks.BackupAndRestore` anywhere in the list, a script whose process
+            was killed goes on where it was when it is run again: the model that it builds
+            gets the growths that the backup has behind it. `replay` and `upgrade_weights`
+            read the file, too. Defaults to `None`: nothing is recorded.
         verbose: `0` is silent, `1` prints a line for each growth. Defaults to `1`.
 
     Attributes:
@@ -47,6 +173,7 @@ class GrowthScheduler(keras.callbacks.Callback):
 
     Raises:
         GrowthError: If an epoch is negative, or something isn't an operation.
+        LogError: When `fit` begins, if the log can't be read, or isn't of this model.
 
     Example:
 
@@ -73,47 +200,57 @@ class GrowthScheduler(keras.callbacks.Callback):
         calibration: Any = None,
         freeze: str | None = None,
         across_fits: bool = False,
+        log: Any = None,
         verbose: int = 1,
     ) -> None:
-        super().__init__()
-        check_arguments(optimizer_state, learning_rate)
-        check_freeze(freeze)
+        super().__init__(seed, optimizer_state, learning_rate, verify, calibration, freeze, verbose)
         self.schedule = _checked(schedule)
-        self.seed = seed
-        self.optimizer_state = optimizer_state
-        self.learning_rate = learning_rate
-        self.verify = verify
-        self.calibration = calibration
-        self.freeze = freeze
         self.across_fits = across_fits
-        self.verbose = verbose
-        self.history: list[GrowthReport] = []
         self.epochs_seen = 0
+        self._recorder = None if log is None else Recorder(log)
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Grows the model if the schedule says so."""
+    def set_model(self, model: Any) -> None:
+        """Takes the model; one that is built anew to go on gets its growths again."""
+        super().set_model(model)
+        if self._recorder is not None and model is not None:
+            self.history += self._recorder.attach(self, self._grow_again)
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Begins the log."""
+        if self._recorder is not None:
+            self._recorder.begin()
+
+    def _begin(self, epoch: int) -> None:
+        recorder = self._recorder
+        if recorder is not None and recorder.first_epoch == epoch and not self.epochs_seen:
+            self.epochs_seen = epoch
         now = self.epochs_seen if self.across_fits else epoch
         self.epochs_seen += 1
+        if recorder is not None and recorder.already(now):
+            self._event = 1  # in the process that was killed within this epoch
+            return
         operations = self._operations(now)
         if operations is None:
             return
-        report = grow(
+        if recorder is None:
+            self._grow(operations, now)
+            return
+        operations = recorder.prepare(self.model, operations)
+        report = self._grow(operations, now, recorder.seed(now, self.seed))
+        recorder.record(
             self.model,
             operations,
-            seed=self.seed,
+            report,
             optimizer_state=self.optimizer_state,
-            learning_rate=_told(self.learning_rate, now),
-            verify=self.verify,
-            calibration=_FitData(self.model) if self.calibration is None else self.calibration,
-            freeze=self.freeze,
+            learning_rate=self.learning_rate,
         )
-        report = dataclasses.replace(report, epoch=now)
-        self.history.append(report)
-        if self.verbose:
-            # Keras prints "Epoch ..." after this, and its bar later: no line breaks.
-            print(f"Growth before epoch {now + 1}: {report.headline()}", flush=True)
-            for note in report.notes:
-                print(f"  note: {note}", flush=True)
+
+    def _grow_again(self, growth: LoggedGrowth) -> GrowthReport:
+        """Does a logged growth to a model whose weights are loaded afterwards."""
+        # The other callbacks begin anew, and may hold weights of another model till then.
+        return self._grown(
+            list(growth.operations), growth.epoch or 0, growth.seed, verify=False, callbacks=()
+        )
 
     def _operations(self, epoch: int) -> Any:
         if isinstance(self.schedule, Mapping):

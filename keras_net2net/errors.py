@@ -53,6 +53,10 @@ class VerificationError(GrowthError):
     """The grown model doesn't compute what the model computed before."""
 
 
+class LogError(GrowthError):
+    """A growth log can't be read, or isn't of this model."""
+
+
 class CheckError(AssertionError):
     """A check of `keras_net2net.testing` failed: a rule is wrong, or a model can't be grown."""
 

@@ -110,6 +110,7 @@ class Graph:
             is, what its own code does, which nobody can rewire.
         sources: The tensors outside that the inputs of an opened layer stand for.
         training: What an opened layer does in training mode, where that differs.
+        adds_loss: Whether the code of an opened layer adds to the loss.
     """
 
     model: Any
@@ -121,6 +122,7 @@ class Graph:
     opened: bool = False
     sources: list[Tensor] = dataclasses.field(default_factory=list)
     training: Graph | None = None
+    adds_loss: bool = False
     _readers: dict[int, list[Call]] = dataclasses.field(default_factory=dict)
     _makers: dict[int, Call] = dataclasses.field(default_factory=dict)
 
@@ -392,6 +394,7 @@ class _Reader:
         sources = list(given.values())  # one for each tensor, even where it is used twice
         inputs = [self.tensor_of(record.inputs[id(t.keras_tensor)], known) for t in sources]
         graph = Graph(layer, path, inputs, None, [], opened=True, sources=sources)
+        graph.adds_loss = record.adds_loss
         for node in record.nodes:
             for x in (*node.input_tensors, *node.outputs):
                 if id(x) in record.variables:

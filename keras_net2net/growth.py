@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -16,12 +17,14 @@ from keras_net2net.compiled import update_compiled
 from keras_net2net.copies import copy_model
 from keras_net2net.draft import Draft
 from keras_net2net.errors import CodeError, GrowthError, explain
+from keras_net2net.fit_callbacks import BestWeights, callbacks_of, concerned, own_weights
 from keras_net2net.freezing import Changes, check_freeze, freeze_old
 from keras_net2net.graph import read
 from keras_net2net.operations.base import Operation, as_operations
 from keras_net2net.optimizers import OPTIMIZER_STATES, OptimizerUpdate
 from keras_net2net.plan import Plan
 from keras_net2net.rates import check_policy
+from keras_net2net.remaps import generator
 from keras_net2net.report import GrowthReport
 from keras_net2net.transaction import Transaction
 from keras_net2net.verify import Probe, probe, training_probe
@@ -73,8 +76,17 @@ def copy_for(model: Any, operations: Any, calibration: Any = None) -> tuple[Any,
     return copy_model(read(model)), [one.by_path(draft) for one in wanted]
 
 
-def as_seed(seed: int | None) -> int:
-    """Checks a seed; `None` becomes a random one."""
+def as_seed(seed: int | None, model: Any) -> int:
+    """Checks a seed; `None` becomes a random one.
+
+    Processes that train a model together have to draw the same: theirs comes from what
+    all of them share, how far the model and its training are.
+    """
+    if seed is None and privates.process_count(model) > 1:
+        optimizer = getattr(model, "optimizer", None)
+        steps = 0 if optimizer is None else privates.steps_done(optimizer)
+        shapes = [tuple(variable.shape) for variable in model.variables]
+        return int(generator(0, "seed", steps, shapes).integers(2**32))
     if seed is None:
         return secrets.randbits(32)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
@@ -96,7 +108,7 @@ def draft_growth(
 ) -> Draft:
     """Plans a growth, and returns the draft that knows the plan and the graph."""
     wanted = as_operations(operations)
-    draft = Draft(model, as_seed(seed), stuck, calibration, loss_of)
+    draft = Draft(model, as_seed(seed, model), stuck, calibration, loss_of)
     for operation in wanted:
         draft.steps.extend(operation.draft(draft))
     return draft
@@ -127,6 +139,7 @@ def grow(
     verify: Any = True,
     calibration: Any = None,
     freeze: str | None = None,
+    callbacks: Any = None,
 ) -> GrowthReport:
     """Grows a model in place, so that it computes what it computed before.
 
@@ -176,6 +189,9 @@ def grow(
             networks (Rusu et al. 2016, arXiv:1606.04671) and students that keep their
             trunk (NetTailor, Morgado and Vasconcelos, CVPR 2019). Defaults to `None`:
             everything is trained as before.
+        callbacks: The callbacks of a training loop of your own, or its `CallbackList`: the
+            best weights that an `EarlyStopping` holds grow as the model does. Defaults to
+            `None`: those of the `fit` that `grow` is called in, if it is.
 
     Returns:
         A `GrowthReport`.
@@ -204,6 +220,7 @@ def grow(
         verify=verify,
         calibration=calibration,
         freeze=freeze,
+        callbacks=callbacks,
     )
 
 
@@ -217,29 +234,33 @@ def grow_model(
     verify: Any = True,
     calibration: Any = None,
     freeze: str | None = None,
+    callbacks: Any = None,
     loss_of: Any = None,
 ) -> GrowthReport:
     """Grows a model as `grow` does; a copy by the loss of the model that it is a copy of."""
     started = time.perf_counter()
     check_arguments(optimizer_state, learning_rate)
     check_freeze(freeze, model)
-    seed = as_seed(seed)
+    seed = as_seed(seed, model)
+    held = concerned(callbacks_of(callbacks), model)
     stuck: dict[str, tuple[str, int]] = {}
     while True:
         try:
-            return _grow(
-                model,
-                operations,
-                seed,
-                optimizer_state,
-                learning_rate,
-                verify,
-                calibration,
-                freeze,
-                loss_of,
-                stuck,
-                started,
-            )
+            with own_weights(held):
+                return _grow(
+                    model,
+                    operations,
+                    seed,
+                    optimizer_state,
+                    learning_rate,
+                    verify,
+                    calibration,
+                    freeze,
+                    loss_of,
+                    stuck,
+                    started,
+                    held,
+                )
         except CodeError as error:
             # What the code of an opened layer does at other sizes shows once it has them.
             # Its own sizes then stay, and, if that isn't enough, all that it works on.
@@ -261,6 +282,7 @@ def _grow(
     loss_of: Any,
     stuck: dict[str, tuple[str, int]],
     started: float,
+    callbacks: Sequence[Any],
 ) -> GrowthReport:
     transaction = Transaction()
     before: Probe | None = None
@@ -273,6 +295,7 @@ def _grow(
     changed: dict[str, Any] = {}
     privates.sync_state(model)
     optimizer = OptimizerUpdate(model)
+    best = BestWeights(callbacks, transaction)
     try:
         for group in stages(operations):
             draft = draft_growth(model, group, seed, stuck, calibration, loss_of)
@@ -310,6 +333,7 @@ def _grow(
                 shapes = [tensor.shape for tensor in draft.graph.flat_outputs]
                 notes += update_compiled(model, whole.outputs, shapes, transaction)
             privates.forget_functions(model)
+            best.grow(model, whole, stuck)
         if before is not None:
             compare = before.check if whole.exact else before.difference
             difference = compare(model, whole.outputs)
@@ -337,6 +361,7 @@ def _grow(
     except BaseException:
         transaction.roll_back()
         raise
+    transaction.commit()
     return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
 
@@ -360,6 +385,13 @@ def _notes(draft: Draft, planned: Plan) -> tuple[str, ...]:
         notes.append(
             "what grows has penalties (regularizers), which depend on the number of weights and "
             "units: the loss changes by them"
+        )
+    adding = [graph for graph in draft.graph.subgraphs() if graph.adds_loss]
+    if adding and not planned.empty:
+        names = ", ".join(dict.fromkeys(graph.path or graph.model.name for graph in adding))
+        notes.append(
+            f"the code of {names} adds to the loss: if that depends on the number of weights or "
+            "units, the loss changes by it"
         )
     return tuple(notes)
 

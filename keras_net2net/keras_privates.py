@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -28,6 +29,11 @@ from keras.src.ops.function import map_graph
 # `Node` records one call of a layer. There is no public way to make a node
 # without running shape inference again, which is the slow part of retracing.
 from keras.src.ops.node import Node
+
+# `save_weights` decides the paths in its file while it walks over a model; that walk is
+# the only one who knows them.
+from keras.src.saving import saving_lib
+from keras.src.saving.saving_lib import H5IOStore
 
 # `KerasTensor._shape` is read-only in public. Widening changes the sizes on the
 # tensors of a graph and nothing else, so relabelling them replaces retracing.
@@ -119,6 +125,24 @@ def specs_by_call(layer: Any) -> Iterator[None]:
     finally:
         for one in changed:
             del vars(one)["compute_output_spec"]
+
+
+@contextlib.contextmanager
+def losses_counted(layer: Any) -> Iterator[list[Any]]:
+    """Lets the code of a layer call `add_loss` on symbolic tensors, and counts the calls.
+
+    `add_loss` refuses these. What it is given isn't part of what the layer returns.
+    """
+    losses: list[Any] = []
+    changed = [one for one in all_layers(layer) if not is_keras_layer(one)]
+    changed = [one for one in changed if "add_loss" not in vars(one)]
+    for one in changed:
+        vars(one)["add_loss"] = losses.append
+    try:
+        yield losses
+    finally:
+        for one in changed:
+            del vars(one)["add_loss"]
 
 
 def _spec(layer: Any, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -557,6 +581,10 @@ def set_variable(variable: Any, value: Any) -> None:
         variable._initialize(value)
     finally:
         variable._trainable = trainable
+    if keras.backend.backend() == "tensorflow" and hasattr(variable._value, "values"):
+        # Under `tf.distribute` all workers are given the first one's value when a variable
+        # is made. What is each worker's own, as moving statistics are, has to stay so.
+        variable._value.assign(value)
     variable._shape = tuple(value.shape)
     variable._ndim = len(variable._shape)
 
@@ -643,6 +671,38 @@ def variable_scope(model: Any) -> contextlib.AbstractContextManager:
     """
     strategy = getattr(model, "distribute_strategy", None)
     return strategy.scope() if strategy is not None else contextlib.nullcontext()
+
+
+def process_count(model: Any) -> int:
+    """How many processes train a model together, by what each engine says of itself."""
+    return _processes(model)[1]
+
+
+def is_first_process(model: Any) -> bool:
+    """Whether this is the only process that trains a model, or the one that writes files."""
+    return _processes(model)[0] == 0
+
+
+def _processes(model: Any) -> tuple[int, int]:
+    """The number of this process, and how many there are.
+
+    Nobody has to say `keras.distribution.initialize` for a loop of PyTorch's own, nor
+    for `tf.distribute`, so Keras doesn't know.
+    """
+    backend = keras.backend.backend()
+    if backend == "torch":
+        distributed = sys.modules["torch"].distributed
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+    if backend == "jax":
+        jax = sys.modules["jax"]
+        return jax.process_index(), jax.process_count()
+    resolver = getattr(getattr(model, "distribute_strategy", None), "cluster_resolver", None)
+    cluster = {} if resolver is None else resolver.cluster_spec().as_dict()
+    kinds = [kind for kind in ("chief", "worker") if kind in cluster]
+    tasks = [(kind, i) for kind in kinds for i in range(len(cluster[kind]))]
+    mine = None if resolver is None else (resolver.task_type, resolver.task_id)
+    return (tasks.index(mine), len(tasks)) if mine in tasks else (0, 1)
 
 
 def sync_state(model: Any) -> None:
@@ -751,6 +811,17 @@ def _track(optimizer: Any, variables: list[Any]) -> None:
     is_variable, _ = tracker.config["variables"]
     tracker.config["variables"] = (is_variable, optimizer._variables)
     tracker.stored_ids["variables"] = set(map(id, optimizer._variables))
+
+
+def steps_done(optimizer: Any) -> int:
+    """The number of steps of an optimizer, or of the innermost of several."""
+    return steps_of(optimizer_parts(optimizer)[-1])
+
+
+def set_steps_done(optimizer: Any, steps: int) -> None:
+    """Puts an optimizer forward: `iterations` can't be set in public with accumulation."""
+    for part in optimizer_parts(optimizer):
+        part._iterations.assign(steps)
 
 
 def learning_rate_of(optimizer: Any) -> Any:
@@ -1029,7 +1100,221 @@ def _first_batches(adapter: Any) -> Iterator[Any]:
     yield from adapter._dataset  # of TensorFlow or Grain: each iteration starts again
 
 
+# -- callbacks -------------------------------------------------------------------
+
+
+def running_lists() -> Iterator[Any]:
+    """The `CallbackList`s that are calling their callbacks, the innermost first.
+
+    Keras tells a callback its model, and nothing of the other callbacks: only the
+    `CallbackList` that is calling knows them, and it is nowhere but on the stack. The
+    locals of no other frame are read, for reading them keeps alive what they hold.
+    """
+    of_lists = vars(sys.modules[keras.callbacks.CallbackList.__module__])
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        holder = frame.f_locals.get("self") if frame.f_globals is of_lists else None
+        if isinstance(holder, keras.callbacks.CallbackList):
+            yield holder
+        frame = frame.f_back
+
+
+def running_callbacks() -> list[Any]:
+    """The callbacks of the `fit` that runs, in order, if one of them is calling."""
+    found: dict[int, Any] = {}
+    for holder in running_lists():
+        # Further out stands the list that holds this one, or that of a `fit` around it.
+        found = {id(one): one for one in flat_callbacks(holder)} | found
+    return list(found.values())
+
+
+def callbacks_beside(callback: Any) -> list[Any]:
+    """The callbacks of the one list that is just now telling `callback` its model."""
+    for holder in running_lists():
+        if any(one is callback for one in holder.callbacks):
+            return list(holder.callbacks)
+    return []
+
+
+def flat_callbacks(holder: Any) -> list[Any]:
+    """The callbacks of a `CallbackList`, with those of lists in it in their place."""
+    return [
+        one
+        for callback in holder.callbacks
+        for one in (
+            flat_callbacks(callback)
+            if isinstance(callback, keras.callbacks.CallbackList)
+            else [callback]
+        )
+    ]
+
+
+def has_swapped(callback: Any) -> bool:
+    """Whether a `SwapEMAWeights` has put the averages into its model; only it knows."""
+    return isinstance(callback, keras.callbacks.SwapEMAWeights) and callback._ema_weights_in_model
+
+
+def set_swapped(callback: Any, swapped: bool) -> None:
+    """Tells a `SwapEMAWeights` whether the averages are in its model."""
+    callback._ema_weights_in_model = swapped
+
+
+def swap_averages(optimizer: Any) -> None:
+    """Exchanges a model's weights and their averages, bit for bit.
+
+    `SwapEMAWeights` does so by sums and differences on TensorFlow, which round.
+    """
+    for part in optimizer_parts(optimizer):
+        if not part.built or not getattr(part, "use_ema", False):
+            continue
+        pairs = zip(part._trainable_variables, part._model_variables_moving_average, strict=True)
+        for variable, average in pairs:
+            if average is not None:
+                held = keras.ops.copy(variable.value)
+                variable.assign(average.value)
+                average.assign(held)
+
+
+def write_growth(callback: Any, epoch: int, parameters: int, headline: str | None) -> None:
+    """Writes the size of a model, and a growth, where a `TensorBoard` writes its training.
+
+    Its writer has no public name, and a second one would write a file of its own.
+    """
+    with callback._train_writer.as_default():
+        callback.summary.scalar("params", parameters, step=epoch)
+        if headline is not None:
+            callback.summary.text("growth", headline, step=epoch)
+
+
+def is_better_upwards(model: Any, monitor: str) -> bool | None:
+    """Whether a metric is better the larger it is; `None` if nobody knows.
+
+    Keras's own callbacks ask the metric for its `_direction`, which has no public name.
+    """
+    name = monitor.removeprefix("val_")
+    if name == "loss":
+        return False
+    metrics = list(model.metrics)
+    while metrics:
+        metric = metrics.pop()
+        held = getattr(metric, "metrics", None)
+        if isinstance(held, (list, tuple)):
+            metrics += held
+        elif metric.name == name and getattr(metric, "_direction", None) in ("up", "down"):
+            return bool(metric._direction == "up")
+    return None
+
+
+# -- saved weights, and the callback that backs them up -------------------------
+
+
+class _Shapes(H5IOStore):
+    """Takes the place of a weights file, and keeps the shapes alone."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._path = ""
+
+    def __bool__(self) -> bool:
+        return True
+
+    def make(self, path: str, metadata: Any = None) -> _Shapes:
+        self._path = str(path)
+        return self
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.shapes[f"{self._path}/vars/{key}".lstrip("/")] = tuple(value.shape)
+
+
+def saved_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of what `model.save_weights` would write, by their paths in the file.
+
+    Keras decides these paths while it saves, from classes and order; saving to a file
+    to see them would copy all weights. The optimizer is left out.
+    """
+    store = _Shapes()
+    optimizer = getattr(model, "optimizer", None)
+    saving_lib._save_state(
+        model,
+        weights_store=store,
+        assets_store=None,
+        inner_path="",
+        visited_saveables=set() if optimizer is None else {id(optimizer)},
+    )
+    return store.shapes
+
+
+_BACKUP_FILES = ("_weights_path", "_training_metadata_path")
+_EARLIER_FILES = ("_prev_weights_path", "_prev_training_metadata_path")
+
+
+def backup_files(backup: Any) -> tuple[pathlib.Path, pathlib.Path]:
+    """The files of a `BackupAndRestore`: weights and metadata (there is no public name)."""
+    weights, metadata = (pathlib.Path(getattr(backup, name)) for name in _BACKUP_FILES)
+    return weights, metadata
+
+
+def earlier_backup_files(backup: Any) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where a `BackupAndRestore` with `double_checkpoint` keeps the backup before."""
+    weights, metadata = (pathlib.Path(getattr(backup, name)) for name in _EARLIER_FILES)
+    return weights, metadata
+
+
+def resumes_at(backup: Any, epoch: int) -> None:
+    """Tells a `BackupAndRestore` the epoch that a resumed `fit` begins with.
+
+    It only learns it when that epoch ends, and would write 0 into backups within it.
+    """
+    backup._current_epoch = max(backup._current_epoch, epoch)
+
+
+def save_backups_with(backup: Any, save: Callable[[Callable[[], None]], None]) -> None:
+    """Lets `save` do the saving of a `BackupAndRestore`.
+
+    Keras overwrites the last backup in place, so that a process that is killed while it
+    saves leaves none. There is no public way to save elsewhere and rename.
+
+    Args:
+        backup: The callback.
+        save: Is given the callback's own way to save.
+    """
+    if "_save_model" not in vars(backup):
+        vars(backup)["_save_model"] = functools.partial(save, backup._save_model)
+
+
+@contextlib.contextmanager
+def backing_up_to(backup: Any, folder: pathlib.Path) -> Iterator[None]:
+    """Lets a `BackupAndRestore` write its files into another folder."""
+    names = ("backup_dir", *_BACKUP_FILES)
+    held = {name: getattr(backup, name) for name in names}
+    backup.backup_dir = str(folder)
+    for name in _BACKUP_FILES:
+        setattr(backup, name, str(folder / pathlib.Path(held[name]).name))
+    try:
+        yield
+    finally:
+        vars(backup).update(held)
+
+
 # -- the state that a rollback restores ----------------------------------------
+
+
+def values_of(model: Any) -> list[tuple[Any, np.ndarray]]:
+    """All variables of a model and its optimizer, and copies of their values.
+
+    Training writes into the values that a growth leaves alone. An optimizer that holds
+    others may not list their variables as its own.
+    """
+    found = {id(variable): variable for variable in model.variables}
+    for part in optimizer_parts(model.optimizer) if model.optimizer is not None else ():
+        found.update((id(variable), variable) for variable in part.variables)
+    return [(variable, np.array(read_variable(variable))) for variable in found.values()]
+
+
+def set_values(values: Iterable[tuple[Any, np.ndarray]]) -> None:
+    """Gives variables their values back."""
+    for variable, value in values:
+        variable.assign(value)
 
 
 def state_parts(thing: Any) -> list[Any]:

@@ -34,12 +34,14 @@ class Opened:
         nodes: The nodes in the order in which they run.
         variables: The variables that symbolic tensors stand for, by `id` of tensor:
             the layer that owns it, its path below the opened layer, the variable.
+        adds_loss: Whether its code adds to the loss.
     """
 
     inputs: dict[int, Any]
     outputs: Any
     nodes: list[Any]
     variables: dict[int, tuple[Any, str, Any]]
+    adds_loss: bool = False
 
 
 def open_layer(layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Opened]:
@@ -147,6 +149,7 @@ def _record(
         keras.StatelessScope(),
         privates.unrecorded(layer),
         privates.specs_by_call(layer),
+        privates.losses_counted(layer) as losses,
         _symbolic_variables(owned, symbols),
     ):
         inside = keras.tree.map_structure(stand_in, (list(args), dict(kwargs)))
@@ -155,7 +158,7 @@ def _record(
         if not flat or not all(map(_is_symbolic, flat)):
             raise TypeError(f"`call` of {type(layer).__name__} returns something else than tensors")
         nodes = privates.nodes_between([*inputs.values(), *symbols.values()], flat)
-    return Opened(inputs, outputs, nodes, variables)
+    return Opened(inputs, outputs, nodes, variables, bool(losses))
 
 
 def open_function(function: Any, sizes: Sequence[int | None], dtype: str) -> Opened | None:

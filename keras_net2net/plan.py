@@ -229,31 +229,38 @@ class Plan:
         """Whether nothing would change."""
         return not any(step.widths or step.insertions or step.layers for step in self.steps)
 
-    def apply_to(self, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def apply_to(
+        self, weights: Mapping[str, np.ndarray], *, partial: bool = False
+    ) -> dict[str, np.ndarray]:
         """Replays the plan on arrays: a checkpoint, say, from before the growth.
 
         Args:
             weights: Arrays by path, `"<layer path>/<weight name>"`, with the shapes
                 that the weights had before the growth.
+            partial: Whether weights that the plan changes may be missing. Defaults
+                to `False`.
 
         Returns:
             A dict with all of them, grown where the plan grows them, and with the
             weights of the layers that the plan inserts.
 
         Raises:
-            KeyError: If a weight that the plan changes is missing.
+            KeyError: If a weight that the plan changes is missing, and `partial` is false.
         """
         grown = dict(weights)
+        double = any(np.asarray(value).dtype == np.float64 for value in grown.values())
         for step in self.steps:
             for insertion in step.insertions:
                 for weight in insertion.weights:
-                    value = weight.array()
+                    value = weight.array("float64" if double else "float32")
                     if weight.source is not None:
                         path, compute = weight.source
                         value = compute(np.asarray(grown[path])).astype(grown[path].dtype)
                     grown[f"{insertion.path}/{weight.name}"] = value
             for layer in step.layers:
                 for change in layer.variables:
+                    if partial and change.name not in grown:
+                        continue
                     grown[change.name] = change.apply(np.asarray(grown[change.name]), self.seed)
         return grown
 

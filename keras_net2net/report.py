@@ -28,6 +28,8 @@ class GrowthReport:
             counts. `None` outside of a callback.
         step: The number of steps that the optimizer had done, as its schedule counts
             them. `None` without an optimizer.
+        undone: The epoch before which the growth was undone, since it had not paid.
+            `None` if it wasn't.
     """
 
     plan: Plan
@@ -40,6 +42,7 @@ class GrowthReport:
     epoch: int | None = None
     step: int | None = None
     training_difference: float | None = None
+    undone: int | None = None
 
     def headline(self) -> str:
         """The growth in one line."""

@@ -217,7 +217,8 @@ def _narrowest(model: Any) -> str:
     dtypes = {layer.compute_dtype for layer in model._flatten_layers()}
     for dtype in ("bfloat16", "float16", "float32", "float64"):
         if dtype in dtypes:
-            return dtype
+            # On JAX and PyTorch, Keras computes in float32 what is given in float64.
+            return str(keras.backend.result_type(dtype, dtype))
     return "float32"
 
 

@@ -260,3 +260,17 @@ def test_a_layer_that_counts_several_things_is_named_with_what_grows():
     plan = n2n.plan(model, n2n.Wider("mha", {"heads": 3, "value_dim": 6}), seed=0)
     assert "widen mha: 2 -> 3" in plan.summary()
     assert "widen mha (value_dim): 4 -> 6" in plan.summary()
+
+
+def test_weights_may_be_missing_where_that_is_said():
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(6, name="fc"), layers.Dense(2, name="out")]
+    )
+    plan = n2n.plan(model, [n2n.Wider("fc", 9), n2n.Deeper("fc")], seed=0)
+    weights = {"fc/kernel": np.ones((4, 6))}
+    with pytest.raises(KeyError):
+        plan.apply_to(weights)
+    grown = plan.apply_to(weights, partial=True)
+    assert sorted(grown) == ["fc/kernel", "fc_deeper_1/bias", "fc_deeper_1/kernel"]
+    assert grown["fc/kernel"].shape == (4, 9)
+    assert {value.dtype for value in grown.values()} == {np.dtype("float64")}

@@ -1,0 +1,30 @@
+"""A process that is killed at any moment goes on when it is started again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import BACKEND
+
+# The other backends trace or compile in every process, four times.
+KILLS = 20 if BACKEND == "torch" else 6
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "resume.py"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the script forks")
+def test_runs_that_are_killed_end_as_one_that_is_not():
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", SCRIPT, "--kills", str(KILLS)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert found.returncode == 0, found.stdout + found.stderr[-3000:]
+    assert f"{KILLS} kills" in found.stdout
+    assert "all ended alike" in found.stdout
