@@ -83,8 +83,8 @@ class GrowOnPlateau(_GrowingCallback):
     ... )
     >>> model.compile(keras.optimizers.SGD(0.0), "mse")  # which never improves
     >>> growth = n2n.GrowOnPlateau(
-    ...     n2n.Wider("fc", factor=1.5), monitor="loss", patience=2, cycle=True, max_params=120,
-    ...     seed=0, verbose=0,
+    ...     n2n.Wider("fc", factor=1.5), monitor="loss", patience=2, min_delta=1e-4, cycle=True,
+    ...     max_params=120, seed=0, verbose=0,
     ... )
     >>> _ = model.fit(np.ones((8, 4)), np.ones((8, 1)), epochs=8, verbose=0, callbacks=[growth])
     >>> [(report.epoch, report.parameters_after) for report in growth.history]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -292,3 +293,55 @@ def test_the_callback_does_not_keep_the_model_alive(tmp_path):
     growth.history.clear()
     gc.collect()
     assert gone() is None
+
+
+def test_the_logs_of_a_resumed_epoch_name_the_growth_that_the_backup_has_behind_it(tmp_path):
+    seen = {}
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen[epoch] = (logs["growth"], logs["params"])
+
+    def again(moment):
+        model = build()
+        growth = n2n.GrowthScheduler(SCHEDULE, seed=0, verbose=0, log=tmp_path / "growth.json")
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", save_freq=1)
+        with contextlib.suppress(Stop):
+            model.fit(
+                *data(), batch_size=2, epochs=4, verbose=0,
+                callbacks=[growth, backup, Look(), At(moment)],
+            )  # fmt: skip
+        return model, growth
+
+    again(("batch", 2))
+    assert [*seen] == [0, 1]
+    model, growth = again(None)
+    assert [*seen] == [0, 1, 2, 3]
+    assert [event for event, _ in seen.values()] == [0, 1, 1, 0]
+    assert seen[3][1] == model.count_params()
+    assert [report.epoch for report in growth.history] == [1, 2]
+
+
+def test_best_weights_of_another_model_are_no_hindrance(tmp_path):
+    stopping = keras.callbacks.EarlyStopping("loss", patience=9, restore_best_weights=True)
+    schedule = {1: n2n.Wider("fc", 9), 2: n2n.Wider("fc", 12)}
+
+    def fit(moment=None):
+        model = build()
+        growth = n2n.GrowthScheduler(schedule, seed=0, verbose=0, log=tmp_path / "growth.json")
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        with contextlib.suppress(Stop):
+            model.fit(
+                *data(), batch_size=2, epochs=4, verbose=0,
+                callbacks=[stopping, backup, growth, At(moment)],
+            )  # fmt: skip
+        return model
+
+    fit(("batch", 2))
+    small = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.BatchNormalization()])
+    small.add(layers.Dense(2))
+    small.compile("sgd", "mse", run_eagerly=EAGER)
+    small.fit(*data(), verbose=0, callbacks=[stopping])
+    assert stopping.best_weights[0].shape == (4, 3)
+    model = fit()
+    assert [w.shape for w in stopping.best_weights] == [tuple(w.shape) for w in model.weights]
