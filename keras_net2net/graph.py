@@ -210,6 +210,23 @@ class Graph:
         self.edited = True
 
 
+def check_is_model(model: Any) -> None:
+    """Checks that a model was given.
+
+    Raises:
+        GrowthError: If it is something else.
+    """
+    if not isinstance(model, keras.Model):
+        raise GrowthError(
+            explain(
+                "Only a `keras.Model` can grow",
+                "layers are found through the graph of a model",
+                f"{model!r} (of type {type(model).__name__})",
+                "Pass the model that you train",
+            )
+        )
+
+
 def read(model: Any) -> Graph:
     """Reads the graph of a built model.
 
@@ -223,15 +240,7 @@ def read(model: Any) -> Graph:
     Raises:
         GrowthError: If the model isn't built, or does something that can't be seen.
     """
-    if not isinstance(model, keras.Model):
-        raise GrowthError(
-            explain(
-                "Only a `keras.Model` can grow",
-                "layers are found through the graph of a model",
-                f"{model!r} (of type {type(model).__name__})",
-                "Pass the model that you train",
-            )
-        )
+    check_is_model(model)
     if privates.function_of(model) is not None:
         return _Reader().model(model, "")
     shapes = None if isinstance(model, keras.Sequential) else privates.build_shapes(model)

@@ -19,7 +19,7 @@ from keras_net2net.draft import Draft
 from keras_net2net.errors import CodeError, GrowthError, explain
 from keras_net2net.fit_callbacks import BestWeights, callbacks_of, concerned, own_weights
 from keras_net2net.freezing import Changes, check_freeze, freeze_old
-from keras_net2net.graph import read
+from keras_net2net.graph import check_is_model, read
 from keras_net2net.operations.base import Operation, as_operations
 from keras_net2net.optimizers import OPTIMIZER_STATES, OptimizerUpdate
 from keras_net2net.plan import Plan
@@ -239,6 +239,7 @@ def grow_model(
 ) -> GrowthReport:
     """Grows a model as `grow` does; a copy by the loss of the model that it is a copy of."""
     started = time.perf_counter()
+    check_is_model(model)
     check_arguments(optimizer_state, learning_rate)
     check_freeze(freeze, model)
     seed = as_seed(seed, model)

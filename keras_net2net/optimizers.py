@@ -35,7 +35,7 @@ class OptimizerUpdate:
         self._model = model
         self._optimizer = getattr(model, "optimizer", None)
         self._parts = [] if self._optimizer is None else privates.optimizer_parts(self._optimizer)
-        weights = model.trainable_variables if self._parts else []
+        weights = model.trainable_variables
         self._excluded = [privates.without_decay(part, weights) for part in self._parts]
 
     @property
