@@ -441,7 +441,7 @@ class Draft:
             last: The tensor that the last of them makes, of the shape of `after`.
             made: The layers that they call.
         """
-        self._check_open(g, made[0].insertion.path)
+        self.check_open(g, made[0].insertion.path)
         for inserted in made:
             if inserted.insertion.path not in self.inserted:
                 self._enter(inserted)
@@ -462,7 +462,7 @@ class Draft:
         Returns:
             The tensor that it makes.
         """
-        self._check_open(g, inserted.insertion.path)
+        self.check_open(g, inserted.insertion.path)
         x = call.inputs[0]
         y = Tensor(shape, call.outputs[0].dtype)
         new = Call(inserted.layer, inserted.insertion.path, (x,), {}, [y])
@@ -509,7 +509,12 @@ class Draft:
             self.shapes[f"{path}/{weight.name}"] = weight.shape
             self.parameters += _count(weight.shape)
 
-    def _check_open(self, g: Graph, path: str) -> None:
+    def check_open(self, g: Graph, path: str) -> None:
+        """Checks that a layer can be inserted into a graph.
+
+        Raises:
+            GrowthError: If the graph is what code does.
+        """
         if g.opened:
             raise GrowthError(
                 explain(

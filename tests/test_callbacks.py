@@ -337,7 +337,7 @@ def test_what_a_reader_should_know_is_printed_below(capsys):
     fit(mlp(), growth, epochs=1)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Growth before epoch 1: fc 6 -> 9 | ")
-    assert re.search(r"largest difference [\d.e-]+$", lines[0])
+    assert re.search(r"largest difference [\d.e+-]+$", lines[0])
     assert lines[1:] == [f"  note: {note}" for note in growth.history[0].notes]
     assert len(lines) == 2
 

@@ -43,6 +43,8 @@ class Drawn:
         return self.draw(st.integers(0, limit - 1))
 
 
+# Layers that don't know masks say that they drop them, and that is all they do.
+@pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
 # Models are built in the test, not in a strategy: Keras draws seeds with `random`.
 @settings(
     max_examples=EXAMPLES,

@@ -39,7 +39,8 @@ def test_the_table_of_layers_is_that_of_the_rules():
         assert written == made
 
 
-def test_the_examples_run(capsys):
+def test_the_examples_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     names = {
         "model": build(),
@@ -48,7 +49,10 @@ def test_the_examples_run(capsys):
         "y": rng.integers(0, 2, 20),
     }
     fit, use, rule = BLOCKS
-    exec(use.replace("units=64", "units=16"), names | {"n2n": __import__("keras_net2net")})
+    exec(
+        use.replace("units=64", "units=16"),
+        names | {"n2n": __import__("keras_net2net"), "keras": keras},
+    )
     assert "conv1: 4 -> 16" in capsys.readouterr().out
     exec(fit.replace("units=64", "units=8"), names)
     assert [report.epoch for report in names["growth"].history] == [4, 8]

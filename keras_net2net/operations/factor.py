@@ -120,6 +120,8 @@ def factorise(operation: Any, draft: Draft, facts: Facts, rank: int | None) -> S
     calls = draft.calls_of(layer)
     prefix = facts.path.rpartition("/")[0]
     path = (prefix + "/" if prefix else "") + new_name(draft, layer.name, "factor")
+    for graph, _ in calls:
+        draft.check_open(graph, path)
     source = f"{facts.path}/kernel"
     weight = InitialWeight(
         "kernel", first.shape, first.astype(kernel.dtype), source=(source, Factor(units, True))

@@ -487,7 +487,7 @@ SOURCES = {
     "a generator": lambda x, y: {"x": generator(x, y), "steps_per_epoch": 2, "shuffle": False},
 }
 if BACKEND == "tensorflow":
-    SOURCES["a tf.data.Dataset"] = lambda x, y: {"x": dataset(x, y)}
+    SOURCES["a tf.data.Dataset"] = lambda x, y: {"x": dataset(x, y), "shuffle": False}
 if BACKEND == "torch":
     SOURCES["a DataLoader"] = lambda x, y: {"x": loader(x, y), "shuffle": False}
 

@@ -244,3 +244,17 @@ def test_a_layer_without_factors_is_an_error():
         ("depthwise", "DepthwiseConv2D has no kernel that is a matrix"),
     ):
         refused(model, n2n.Deeper(name, form="factor"), GrowthError, f"'{name}'", why)
+
+
+def test_what_a_layer_calls_in_its_own_code_has_no_place_for_a_factor():
+    class Holder(keras.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dense = layers.Dense(4, name="dense")
+
+        def call(self, x):
+            return keras.ops.relu(self.dense(x))
+
+    model = keras.Sequential([keras.Input((3,)), Holder(name="holder"), layers.Dense(2)])
+    with pytest.raises(n2n.GrowthError, match="its own code decides"):
+        n2n.grow(model, n2n.Deeper("holder/dense", form="factor"), seed=0)
