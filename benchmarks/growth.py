@@ -8,7 +8,8 @@ growing one: `keras.models.clone_model(model)`, then
 same run, in turn with the growths; each number is the median of the ratios.
 
     KERAS_BACKEND=jax python benchmarks/growth.py
-    python benchmarks/growth.py --all-backends --output benchmarks/growth.md
+    python benchmarks/growth.py --all-backends --only sizes --output benchmarks/growth.md
+    python benchmarks/growth.py --all-backends --only depth --output benchmarks/depth.md
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.machine import machine, versions
@@ -41,6 +42,13 @@ TARGETS = {"one layer": 0.15, "all layers": 0.6, "training step": 1.02, "live ar
 DEPTH_TARGETS = {"inference (s)": 0.1, "slope": 1.1}
 
 
+class Table(NamedTuple):
+    """A table: the parts that it is measured by, and what makes its lines of them."""
+
+    parts: tuple[str, ...]
+    lines: Callable[[list[dict[str, Any]], argparse.Namespace], list[str]]
+
+
 def main() -> None:
     """Runs the benchmark and prints its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -48,6 +56,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="growths to take the median of")
     parser.add_argument("--steps", type=int, default=40, help="training steps to take it of")
     parser.add_argument("--growths", type=int, default=50, help="growths of the memory test")
+    parser.add_argument("--only", choices=TABLES, help="one of the two tables alone")
     parser.add_argument("--output", type=Path, help="a Markdown file to write the table to")
     parser.add_argument("--part", choices=[*PARTS, "memory-of"], help=argparse.SUPPRESS)
     parser.add_argument("--how", choices=HOWS, help=argparse.SUPPRESS)
@@ -60,17 +69,21 @@ def main() -> None:
         chosen = (
             BACKENDS if options.all_backends else (os.environ.get("KERAS_BACKEND", BACKENDS[0]),)
         )
-        rows = [measure(backend, options) for backend in chosen]
-        text = table(rows, options)
+        tables = [options.only] if options.only else list(TABLES)
+        parts = ["versions", *(part for name in tables for part in TABLES[name].parts)]
+        rows = [measure(backend, parts, options) for backend in chosen]
+        lines = [line for name in tables for line in TABLES[name].lines(rows, options)]
+        of_all = "; ".join(row["versions"] for row in rows)
+        text = "\n".join([*lines, f"Machine: {machine()}; {of_all}; seed {SEED}."])
         print(text)
         if options.output:
             options.output.write_text(text + "\n")
 
 
-def measure(backend: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure(backend: str, parts: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """Measures one backend, each part in a process of its own."""
     row: dict[str, Any] = {"backend": backend}
-    for part in PARTS:
+    for part in parts:
         print(f"{backend}: {part} ...", file=sys.stderr, flush=True)
         row.update(run_part(backend, part, options))
     return row
@@ -134,7 +147,6 @@ def growth_times(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "by_hand": statistics.median(hand),
         **{name: statistics.median(values) for name, values in ratios.items()},
-        "versions": versions(),
     }
 
 
@@ -317,8 +329,8 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
-    """The results as a Markdown table."""
+def size_table(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
+    """Growth of ResNet50 as a Markdown table."""
     lines = [
         "| backend | by hand (s) | one layer | with `verify` | all layers, 1.5x | with `verify` "
         "| training step | live arrays | process | process, rebuilt |",
@@ -332,18 +344,6 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         for row in rows
     ]
     goals = ", ".join(f"{name} <= {limit:g}x" for name, limit in TARGETS.items())
-    depth_goals = ", ".join(f"{name} <= {limit:g}" for name, limit in DEPTH_TARGETS.items())
-    more = [
-        "| backend | what | " + " | ".join(f"{n} layers (s)" for n in DEPTHS) + " | slope |",
-        "|---|---|" + "---|" * (len(DEPTHS) + 1),
-    ]
-    more += [
-        f"| {row['backend']} | {name} | "
-        + " | ".join(f"{value:.4f}" for value in values)
-        + f" | {slope(values):.2f} |"
-        for row in rows
-        for name, values in row["depth"].items()
-    ]
     lines += [
         "",
         f"Medians of {options.repeats} growths of ResNet50 (64 x 64 inputs) relative to "
@@ -354,16 +354,33 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         "column) to native models of all the sizes, built and trained one after the other. "
         f"Goals: {goals}.",
         "",
-        *more,
-        "",
-        "Inference, and growth in place by 1.5x of one width and of all widths, and by a "
-        "layer in every block, of residual networks of ever more Dense layers; the slope is that "
-        "of the logarithms. Goals: "
-        f"{depth_goals}, the first at {DEPTHS[-1]} layers.",
-        "",
-        f"Machine: {machine()}; " + "; ".join(row["versions"] for row in rows) + f"; seed {SEED}.",
     ]
-    return "\n".join(lines)
+    return lines
+
+
+def depth_table(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
+    """How growth depends on depth, as a Markdown table."""
+    depth_goals = ", ".join(f"{name} <= {limit:g}" for name, limit in DEPTH_TARGETS.items())
+    lines = [
+        "| backend | what | " + " | ".join(f"{n} layers (s)" for n in DEPTHS) + " | slope |",
+        "|---|---|" + "---|" * (len(DEPTHS) + 1),
+    ]
+    lines += [
+        f"| {row['backend']} | {name} | "
+        + " | ".join(f"{value:.4f}" for value in values)
+        + f" | {slope(values):.2f} |"
+        for row in rows
+        for name, values in row["depth"].items()
+    ]
+    lines += [
+        "",
+        f"Medians of {options.repeats}. Inference, and growth in place by 1.5x of one width and of "
+        "all widths, and by a layer in every block, of residual networks of ever more Dense "
+        f"layers; the slope is that of the logarithms. Goals: {depth_goals}, the first at "
+        f"{DEPTHS[-1]} layers.",
+        "",
+    ]
+    return lines
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
@@ -371,6 +388,12 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "step": training_step,
     "memory": memory,
     "depth": depth,
+    "versions": lambda options: {"versions": versions()},
+}
+
+TABLES = {
+    "sizes": Table(("growth", "step", "memory"), size_table),
+    "depth": Table(("depth",), depth_table),
 }
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def grow(
         model: A built `keras.Model`: Sequential, Functional or subclassed, nested ones
             and those with a `train_step` of their own included.
         operations: An operation, or a list of operations, done one after the
-            other: `Wider`, `Deeper`.
+            other: `Wider`, `Deeper`, `LargerKernel`, `NewClasses`, `Narrower`, ....
         seed: Integer, the seed of all that is drawn: the same seed gives the same
             weights on every backend and machine. Defaults to `None`: a random one,
             which the report names.

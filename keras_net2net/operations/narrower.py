@@ -15,13 +15,9 @@ from keras_net2net.least_change import Activations
 from keras_net2net.narrowing import Copies, Held, largest, norms, removable, unequal, weights_of
 from keras_net2net.operations.base import (
     Match,
-    fixed_request,
     label,
-    plain,
-    real_number,
-    whole_number,
 )
-from keras_net2net.operations.resizing import Request, Resizing, whole_units
+from keras_net2net.operations.resizing import Request, Resizing
 from keras_net2net.plan import Skipped, Step
 from keras_net2net.remaps import Remap
 from keras_net2net.sizes import growable, smaller_sizes_for
@@ -125,39 +121,12 @@ class Narrower(Resizing):
                     "`keep='duplicates'`",
                 )
             )
-        if isinstance(self.layers, dict):
-            sizes = {
-                name: whole_units(units, f"The units of {plain(name)!r}", received)
-                for name, units in self.layers.items()
-            }
-            self._set(layers=sizes)
-        if self.units is not None:
-            self._set(units=whole_units(self.units, "`units`", received))
-            if self.layers is None:
-                raise GrowthError(
-                    explain(
-                        "One number of units doesn't fit every layer of a model",
-                        "`units` needs `layers`",
-                        received,
-                        "Name the layers, or use `factor`",
-                    )
-                )
-        parts = self.factor if isinstance(self.factor, dict) else {"": self.factor}
-        factors = {name: real_number(value) for name, value in parts.items()}
-        if self.factor is not None and (
-            not factors or any(f is None or not 0 < f < 1 for f in factors.values())
-        ):
-            raise SizeError(
-                explain(
-                    f"`factor` can't be {self.factor!r}",
-                    "a narrower layer has fewer units than before, and at least one",
-                    received,
-                    "Pass a factor between 0 and 1",
-                )
-            )
-        round_to = whole_number(self.round_to, "`round_to`", received)
-        factor: Any = factors if isinstance(self.factor, dict) else factors[""]
-        self._set(layers=fixed_request(self.layers), factor=factor, round_to=round_to)
+        self._take_sizes(
+            received,
+            lambda factor: 0 < factor < 1,
+            "a narrower layer has fewer units than before, and at least one",
+            "Pass a factor between 0 and 1",
+        )
 
     @property
     def exact(self) -> bool:

@@ -8,9 +8,18 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from keras_net2net.draft import Draft
-from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, explain
+from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError, explain
 from keras_net2net.facts import Facts
-from keras_net2net.operations.base import Match, Operation, find_layers, label, whole_number
+from keras_net2net.operations.base import (
+    Match,
+    Operation,
+    find_layers,
+    fixed_request,
+    label,
+    plain,
+    real_number,
+    whole_number,
+)
 from keras_net2net.plan import Skipped
 from keras_net2net.sizes import growable
 from keras_net2net.widths import Product, Width, resolve, widths_of
@@ -27,6 +36,50 @@ class Resizing(Operation):
     _done: ClassVar[str] = "widened"
     _change: ClassVar[str] = "grow"
     _lists: ClassVar[str] = "Wider(factor=2)"
+
+    def _take_sizes(
+        self, received: str, fits: Callable[[float], bool], why: str, instead: str
+    ) -> None:
+        """Checks what says the new sizes, and puts it into its plain form.
+
+        Args:
+            received: The operation, for error messages.
+            fits: Whether a factor changes sizes in the right direction.
+            why: What is wrong with one that doesn't.
+            instead: What to pass then.
+
+        Raises:
+            GrowthError: If a number of units has no layer.
+            SizeError: If a size isn't possible.
+        """
+        if isinstance(self.layers, dict):
+            sizes = {
+                name: whole_units(units, f"The units of {plain(name)!r}", received)
+                for name, units in self.layers.items()
+            }
+            self._set(layers=sizes)
+        if self.units is not None:
+            self._set(units=whole_units(self.units, "`units`", received))
+            if self.layers is None:
+                raise GrowthError(
+                    explain(
+                        "One number of units doesn't fit every layer of a model",
+                        "`units` needs `layers`",
+                        received,
+                        "Name the layers, or use `factor`",
+                    )
+                )
+        parts = self.factor if isinstance(self.factor, dict) else {"": self.factor}
+        factors = {name: real_number(value) for name, value in parts.items()}
+        if self.factor is not None and (
+            not factors or any(f is None or not fits(f) for f in factors.values())
+        ):
+            raise SizeError(explain(f"`factor` can't be {self.factor!r}", why, received, instead))
+        self._set(
+            layers=fixed_request(self.layers),
+            factor=factors if isinstance(self.factor, dict) else factors[""],
+            round_to=whole_number(self.round_to, "`round_to`", received),
+        )
 
     def _asked(
         self,

@@ -14,13 +14,10 @@ from keras_net2net.fills import fills_for
 from keras_net2net.gradmax import GradMax, Site, find_site
 from keras_net2net.operations.base import (
     Match,
-    fixed_request,
     label,
-    plain,
     real_number,
-    whole_number,
 )
-from keras_net2net.operations.resizing import Request, Resizing, whole_units
+from keras_net2net.operations.resizing import Request, Resizing
 from keras_net2net.plan import Skipped, Step
 from keras_net2net.remaps import draw
 from keras_net2net.sizes import growable, sizes_for
@@ -115,38 +112,13 @@ class Wider(Resizing):
                     "`Wider({'conv1': 64})`",
                 )
             )
-        if isinstance(self.layers, dict):
-            sizes = {
-                name: whole_units(units, f"The units of {plain(name)!r}", received)
-                for name, units in self.layers.items()
-            }
-            self._set(layers=sizes)
-        if self.units is not None:
-            self._set(units=whole_units(self.units, "`units`", received))
-            if self.layers is None:
-                raise GrowthError(
-                    explain(
-                        "One number of units doesn't fit every layer of a model",
-                        "`units` needs `layers`",
-                        received,
-                        "Name the layers, or use `factor`",
-                    )
-                )
+        self._take_sizes(
+            received,
+            lambda factor: 1 < factor < math.inf,
+            "a wider layer has more units than before",
+            "Pass a factor above 1",
+        )
         noise = real_number(self.noise)
-        parts = self.factor if isinstance(self.factor, dict) else {"": self.factor}
-        factors = {name: real_number(value) for name, value in parts.items()}
-        if self.factor is not None and (
-            not factors or any(f is None or not 1 < f < math.inf for f in factors.values())
-        ):
-            raise SizeError(
-                explain(
-                    f"`factor` can't be {self.factor!r}",
-                    "a wider layer has more units than before",
-                    received,
-                    "Pass a factor above 1",
-                )
-            )
-        round_to = whole_number(self.round_to, "`round_to`", received)
         for name, allowed in (("new_units", NEW_UNITS), ("shares", SHARES)):
             if getattr(self, name) not in allowed:
                 raise GrowthError(
@@ -166,9 +138,7 @@ class Wider(Resizing):
                     "Pass a number of at least 0, such as 0.05",
                 )
             )
-        layers = fixed_request(self.layers)
-        factor: Any = factors if isinstance(self.factor, dict) else factors[""]
-        self._set(layers=layers, factor=factor, round_to=round_to, noise=noise)
+        self._set(noise=noise)
 
     @property
     def exact(self) -> bool:
