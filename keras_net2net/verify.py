@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_net2net import keras_privates as privates
 from keras_net2net.errors import VerificationError, explain
 from keras_net2net.graph import Graph, Tensor
 from keras_net2net.plan import OutputChange
@@ -214,7 +215,7 @@ def run(model: Any, batch: Any, training: bool = False) -> list[np.ndarray]:
 
 
 def _narrowest(model: Any) -> str:
-    dtypes = {layer.compute_dtype for layer in model._flatten_layers()}
+    dtypes = {layer.compute_dtype for layer in privates.all_layers(model)}
     for dtype in ("bfloat16", "float16", "float32", "float64"):
         if dtype in dtypes:
             # On JAX and PyTorch, Keras computes in float32 what is given in float64.
