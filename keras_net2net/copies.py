@@ -161,7 +161,8 @@ class _Copy:
         if id(original) not in self._made:
             copy = _copy_of(original)
             if _is_plain(original):
-                values = {v.name: privates.read_variable(v) for v in original.weights}
+                # Arrays of their own: JAX would go on with the memory of the original.
+                values = {v.name: np.array(privates.read_variable(v)) for v in original.weights}
                 shapes = privates.build_shapes(original) or {}
                 given = privates.build_with_values(copy, shapes, values.get)
                 if not given or len(values) < len(original.weights):  # without names, or the same
@@ -205,7 +206,7 @@ def _carry_states(original: Any, copy: Any) -> None:
     for old, new in both:
         states = privates.recurrent_states(new)
         for name, state in privates.recurrent_states(old).items():
-            states[name].assign(privates.read_variable(state))
+            states[name].assign(np.array(privates.read_variable(state)))
 
 
 def _is_plain(operation: Any) -> bool:

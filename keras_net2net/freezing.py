@@ -44,7 +44,10 @@ class KeptEntries:
         # Variables, so that they lie where the weight does.
         self._mask = keras.Variable(mask, trainable=False, dtype="bool", name="frozen")
         self._values = keras.Variable(
-            privates.read_variable(variable), trainable=False, dtype=variable.dtype, name="kept"
+            np.array(privates.read_variable(variable)),
+            trainable=False,
+            dtype=variable.dtype,
+            name="kept",
         )
 
     def __call__(self, x: Any) -> Any:

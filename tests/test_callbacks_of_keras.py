@@ -365,8 +365,8 @@ def test_tensorboard_shows_the_growth(tmp_path, first):
     assert "fc 6 -> 9" in str(text)
     assert [step for step, _ in events["epoch_loss"]] == [0, 1, 2, 3]
     assert ("epoch_params" in events) == first
-    kernel = next(tag for tag in events if "fc/kernel" in tag)
-    assert len(events[kernel]) == 4
+    kernel = next(tag for tag in events if "kernel" in tag)  # up to Keras 3.10 without a path
+    assert {step for step, _ in events[kernel]} == {0, 1, 2, 3}
 
 
 # -- the learning rate -----------------------------------------------------------------------------

@@ -137,6 +137,10 @@ NODE = type(layers.Dense(1)(keras.Input((1,)))._keras_history.operation._inbound
 
 def live() -> dict[str, int]:
     """What is alive of everything that could pile up."""
+    if BACKEND == "jax":
+        import jax
+
+        jax.clear_caches()  # what it has compiled for each size that it has seen
     kinds = {
         "variables": keras.Variable,
         "tensors": keras.KerasTensor,
@@ -150,8 +154,6 @@ def live() -> dict[str, int]:
     compiled = ("FuncGraph", "AtomicFunction", "ConcreteFunction", "PjitFunction")
     found["functions"] = sum(type(thing).__name__ in compiled for thing in gc.get_objects())
     if BACKEND == "jax":
-        import jax
-
         found["bytes"] = sum(array.nbytes for array in jax.live_arrays())
     if BACKEND == "torch":
         import torch
