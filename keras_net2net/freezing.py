@@ -29,7 +29,7 @@ FREEZE = (None, "teacher")
 _MARK = "_keras_net2net_frozen"  # of layers that were trainable before
 
 
-class KeptEntries:
+class KeptEntries(keras.constraints.Constraint):
     """A constraint that puts the frozen entries of a weight back after each update.
 
     Args:
