@@ -166,6 +166,13 @@ class Graph:
         self._index()
         return self._makers.get(id(tensor))
 
+    def only_reader(self, tensor: Tensor) -> Call | None:
+        """The call that reads a tensor, if nothing else does, and it is no output."""
+        readers = self.consumers(tensor)
+        if len(readers) != 1 or any(x is tensor for x in self.flat_outputs):
+            return None
+        return readers[0]
+
     def _index(self) -> None:
         """Notes who reads and who makes each tensor; from then on `insert_after` keeps it."""
         if not self._makers:

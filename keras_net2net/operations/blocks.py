@@ -82,34 +82,27 @@ def find_block(graph: Graph, call: Call) -> Block:
     if activation_name(function) != "linear":
         return Block(graph, call, None, function, True, end)
     normalization = None
-    following = _only_consumer(graph, end)
+    following = graph.only_reader(end)
     if following is not None and _normalizes_channels(following, call):
         normalization = following.operation
         end = following.outputs[0]
-        following = _only_consumer(graph, end)
+        following = graph.only_reader(end)
     if following is not None and _is_activation(following):
         return Block(graph, call, normalization, following.operation, False, following.outputs[0])
     return Block(graph, call, normalization, None, False, end)
 
 
 def _normalizes_channels(following: Call, call: Call) -> bool:
-    rank = len(call.outputs[0].shape)
+    made = call.outputs[0]
     return isinstance(
         following.operation, layers.BatchNormalization
-    ) and following.operation.axis % rank == _channel_axis(call, rank)
+    ) and following.operation.axis % len(made.shape) == channel_axis(call.operation, made)
 
 
-def _channel_axis(call: Call, rank: int) -> int:
-    channels_first = getattr(call.operation, "data_format", None) == "channels_first"
-    return 1 if channels_first else rank - 1
-
-
-def _only_consumer(graph: Graph, tensor: Tensor) -> Call | None:
-    """The call that reads a tensor, if nothing else does."""
-    if any(x is tensor for x in graph.flat_outputs):
-        return None
-    consumers = graph.consumers(tensor)
-    return consumers[0] if len(consumers) == 1 else None
+def channel_axis(layer: Any, tensor: Tensor) -> int:
+    """The axis of the units that a layer makes."""
+    first = getattr(layer, "data_format", None) == "channels_first"
+    return 1 if first else len(tensor.shape) - 1
 
 
 def _is_activation(call: Call) -> bool:

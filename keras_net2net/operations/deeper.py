@@ -25,16 +25,16 @@ from keras_net2net.operations.base import (
     plain,
     whole_number,
 )
-from keras_net2net.operations.blocks import Block, find_block
-from keras_net2net.operations.factor import FACTORED, factorise
+from keras_net2net.operations.blocks import Block, channel_axis, find_block
+from keras_net2net.operations.factor import factorise
 from keras_net2net.operations.forms import Site, calibrate, choose, normalization_notes
 from keras_net2net.operations.identities import (
     DEPTHWISE,
     FAMILY,
     FAMILY_NAMES,
+    KERNELS,
     activation_label,
     activation_layer,
-    channel_axis,
     in_a_row,
     is_linear,
     kernel_layer,
@@ -342,7 +342,7 @@ class Deeper(Operation):
     @property
     def _family(self) -> tuple[type, ...]:
         """The layers that a pattern means."""
-        return FACTORED if self.form == "factor" else FAMILY
+        return KERNELS if self.form == "factor" else FAMILY
 
     def _site(self, draft: Draft, facts: Facts) -> Site:
         """What is known of a layer after which something is to be inserted."""

@@ -20,11 +20,10 @@ from keras_net2net.draft import Draft
 from keras_net2net.errors import GrowthError, SizeError, explain
 from keras_net2net.facts import Facts
 from keras_net2net.operations.base import label
-from keras_net2net.operations.identities import CONVOLUTIONS, channel_axis, made, new_name
+from keras_net2net.operations.blocks import channel_axis
+from keras_net2net.operations.identities import KERNELS, made, new_name
 from keras_net2net.plan import InitialWeight, Step
 from keras_net2net.weights import VariableReplacement
-
-FACTORED = (layers.Dense, *CONVOLUTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +171,7 @@ def _how_well(error: float) -> str:
 
 def _check(facts: Facts, received: str) -> None:
     layer = facts.operation
-    if type(layer) not in FACTORED or not facts.has_rule:
+    if type(layer) not in KERNELS or not facts.has_rule:
         why = f"{type(layer).__name__} has no kernel that is a matrix of inputs and outputs"
     elif getattr(layer, "groups", 1) > 1:
         why = f"its {layer.groups} groups have a matrix each"

@@ -17,7 +17,7 @@ from keras import layers
 
 from keras_net2net.draft import Draft, Inserted, stand_in
 from keras_net2net.graph import Tensor
-from keras_net2net.operations.blocks import Block
+from keras_net2net.operations.blocks import Block, channel_axis
 from keras_net2net.operations.calibration import Moments
 from keras_net2net.plan import InitialWeight, Insertion
 from keras_net2net.rules.activations import activation_name, describe
@@ -27,6 +27,7 @@ TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTrans
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 SLIDING = (*CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)
+KERNELS = (layers.Dense, *CONVOLUTIONS)  # what one kernel makes of its input
 FAMILY = (layers.Dense, layers.EinsumDense, *SLIDING)
 FAMILY_NAMES = "a Dense, EinsumDense or convolution layer"
 
@@ -59,12 +60,6 @@ def kernel_layer(layer: Any, path: str, end: Tensor, activation: Any = None) -> 
         weights = _sliding(layer, config, units)
     bias = [InitialWeight("bias", (units,))] if config.get("use_bias", True) else []
     return made(path, type(layer), config, [*weights, *bias])
-
-
-def channel_axis(layer: Any, tensor: Tensor) -> int:
-    """The axis of the units that a layer makes."""
-    first = getattr(layer, "data_format", None) == "channels_first"
-    return 1 if first else len(tensor.shape) - 1
 
 
 def _sliding(layer: Any, config: dict[str, Any], units: int) -> list[InitialWeight]:

@@ -15,14 +15,13 @@ from keras_net2net.draft import Draft
 from keras_net2net.errors import GrowthError, NotIdentityError, explain
 from keras_net2net.graph import Call, Graph, Tensor
 from keras_net2net.operations.building import Builder, Namer, Repeated, base_name
+from keras_net2net.operations.identities import CONVOLUTIONS, bn_axis
 from keras_net2net.operations.places import Place, between, not_rewired, values_of
 from keras_net2net.operations.silence import (
     Silencer,
     Solution,
 )
 from keras_net2net.plan import InitialWeight
-
-CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 
 
 @dataclasses.dataclass(eq=False)
@@ -195,8 +194,7 @@ def _projects(call: Call, x: Tensor) -> bool:
 
 def project_to_zero(builder: Builder, like: Any, name: str, x: Tensor) -> Tensor:
     """A layer of the family of another one that makes as many units, all zero at first."""
-    first = getattr(like, "data_format", None) == "channels_first"
-    units = x.shape[1 if first else -1]
+    units = x.shape[bn_axis(like)]
     if units is None or not x.dtype.startswith(("float", "bfloat")):
         raise NotIdentityError(
             explain(

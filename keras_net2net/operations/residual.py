@@ -15,7 +15,7 @@ from keras_net2net.errors import GrowthError, NotIdentityError, UnknownLayerErro
 from keras_net2net.graph import Call, Graph, Tensor
 from keras_net2net.operations.blocks import Block, find_block
 from keras_net2net.operations.building import Builder, Namer, Repeated, base_name
-from keras_net2net.operations.identities import activation_layer, is_linear
+from keras_net2net.operations.identities import KERNELS, activation_layer, bn_axis, is_linear
 from keras_net2net.operations.places import Place, find_place, not_rewired
 from keras_net2net.operations.repeat import (
     Part,
@@ -29,9 +29,7 @@ from keras_net2net.operations.silence import (
     kind_of,
 )
 from keras_net2net.operations.sums import (
-    FAMILY,
     Sum,
-    only_reader,
     period_of,
     run_of,
     sum_at,
@@ -136,7 +134,7 @@ def _of_pattern(draft: Draft, pattern: str, received: str) -> list[Part | Block]
         if part is not None:
             found.append(part)
     if not found:
-        family = [p for p in rewired if p.call and isinstance(p.call.operation, FAMILY)]
+        family = [p for p in rewired if p.call and isinstance(p.call.operation, KERNELS)]
         found = [_plain(draft, place, received) for place in family]
     if not found:
         raise _no_block(draft, rewired[0], received)
@@ -162,10 +160,10 @@ def _block_part(place: Place, received: str, only_ends: bool = False) -> Part | 
         tensor = end.end
     if only_ends and not (end.carried and end.start.shape == tensor.shape):
         return None
-    following = only_reader(graph, tensor)
+    following = graph.only_reader(tensor)
     while following is not None and activation_of(following.operation) is not None:
         tensor = following.outputs[0]
-        following = only_reader(graph, tensor)
+        following = graph.only_reader(tensor)
     run = run_of(graph, end, sums)
     at = run.index(end)
     start = run[at - period_of(graph, run, at) + 1].start
@@ -204,7 +202,7 @@ def _plain(draft: Draft, place: Place, received: str) -> Block:
     call = place.call
     if place.graph.opened:
         raise not_rewired(place.graph, received)
-    if call is None or not isinstance(call.operation, FAMILY):
+    if call is None or not isinstance(call.operation, KERNELS):
         raise _no_block(draft, place, received)
     return find_block(place.graph, call)
 
@@ -212,8 +210,8 @@ def _plain(draft: Draft, place: Place, received: str) -> Block:
 def _fresh(operation: Deeper, draft: Draft, block: Block, after: Tensor, name: str) -> Repeated:
     """Inserts `x + V f(W x)`, with V = 0."""
     layer = block.call.operation
-    first = getattr(layer, "data_format", None) == "channels_first"
-    units = int(after.shape[1 if first else -1] or 0)  # its kernel says how many
+    axis = bn_axis(layer)
+    units = int(after.shape[axis] or 0)  # its kernel says how many
     hidden = operation.units or units
     function = block.function if operation.activation is None else operation.activation
     if isinstance(function, str):
@@ -238,14 +236,14 @@ def _fresh(operation: Deeper, draft: Draft, block: Block, after: Tensor, name: s
         builder.inside = namer.reserve(f"{name}_block")
     inner = _kernel(builder, layer, name, units, hidden, after.shape, draft.seed)
     shape = list(after.shape)
-    shape[1 if first else -1] = hidden
+    shape[axis] = hidden
     like = Tensor(tuple(shape), after.dtype)
     x = builder.call(inner, (after,), {}, [like]).outputs[0]
     normalized = block.normalization is not None
     if operation.batch_norm is not None:
         normalized = operation.batch_norm
     if normalized:
-        x = _normalize(builder, block, namer.reserve(f"{name}_bn"), x, hidden, first)
+        x = _normalize(builder, block, namer.reserve(f"{name}_bn"), x, hidden)
     if function is not None and not is_linear(function):
         made = activation_layer(function, namer.reserve(f"{name}_activation"))
         config = dict(made.insertion.config)
@@ -300,17 +298,15 @@ def _kernel(
     weights = [InitialWeight("kernel", kernel, value)]
     if config.get("use_bias", True):
         weights.append(InitialWeight("bias", (units,)))
-    cls = next(base for base in FAMILY if isinstance(layer, base))
+    cls = next(base for base in KERNELS if isinstance(layer, base))
     cls = type(layer) if type(layer).__init__ is cls.__init__ else cls
     return builder.fresh(cls, config, weights, shape)
 
 
-def _normalize(
-    builder: Builder, block: Block, name: str, x: Tensor, units: int, first: bool
-) -> Tensor:
+def _normalize(builder: Builder, block: Block, name: str, x: Tensor, units: int) -> Tensor:
     cls = layers.BatchNormalization
-    policy = block.call.operation.dtype_policy
-    config = dict(cls(axis=1 if first else -1, dtype=policy).get_config())
+    layer = block.call.operation
+    config = dict(cls(axis=bn_axis(layer), dtype=layer.dtype_policy).get_config())
     if block.normalization is not None:
         cls, config = type(block.normalization), dict(block.normalization.get_config())
     config["name"] = name
@@ -331,7 +327,7 @@ def can_branch(blocks: list[Block]) -> bool:
     return (
         len(blocks) == 1
         and not blocks[0].graph.opened
-        and isinstance(blocks[0].call.operation, FAMILY)
+        and isinstance(blocks[0].call.operation, KERNELS)
         and not any(blocks[0].end is x for x in blocks[0].graph.flat_outputs)
     )
 

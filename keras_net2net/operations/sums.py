@@ -11,14 +11,11 @@ import dataclasses
 from typing import Any
 
 import keras
-from keras import layers
 
 from keras_net2net.graph import Call, Graph, Tensor
+from keras_net2net.operations.identities import KERNELS
 from keras_net2net.operations.places import between
-from keras_net2net.operations.repeat import CONVOLUTIONS
 from keras_net2net.operations.silence import UNCHANGED, Silencer, activation_of, kind_of
-
-FAMILY = (layers.Dense, *CONVOLUTIONS)
 
 
 @dataclasses.dataclass(eq=False)
@@ -111,7 +108,7 @@ def _terms(graph: Graph, call: Call) -> list[Tensor]:
     for x in call.inputs:
         before = graph.maker(x)
         inner = before is not None and kind_of(before.operation) == "add"
-        if before is not None and inner and only_reader(graph, x) is call:
+        if before is not None and inner and graph.only_reader(x) is call:
             found += _terms(graph, before)
         else:
             found.append(x)
@@ -143,14 +140,6 @@ def _finishes(call: Call) -> bool:
     return kind in UNCHANGED or activation_of(call.operation) is not None or "normalization" in kind
 
 
-def only_reader(graph: Graph, tensor: Tensor) -> Call | None:
-    """The only call that reads a tensor which isn't an output of the graph, if there is one."""
-    readers = graph.consumers(tensor)
-    if len(readers) != 1 or any(x is tensor for x in graph.flat_outputs):
-        return None
-    return readers[0]
-
-
 def sum_at(graph: Graph, tensor: Tensor, sums: dict[int, Sum]) -> Sum | None:
     """The sum that a tensor is the end of the block of."""
     while True:
@@ -159,17 +148,17 @@ def sum_at(graph: Graph, tensor: Tensor, sums: dict[int, Sum]) -> Sum | None:
             return None
         if id(call) in sums:
             return sums[id(call)]
-        if not _finishes(call) or only_reader(graph, call.inputs[0]) is not call:
+        if not _finishes(call) or graph.only_reader(call.inputs[0]) is not call:
             return None
         tensor = call.inputs[0]
 
 
 def sum_behind(graph: Graph, call: Call, sums: dict[int, Sum]) -> Sum | None:
     """The sum that a layer is the last one before."""
-    family = isinstance(call.operation, FAMILY)
+    family = isinstance(call.operation, KERNELS)
     tensor = call.outputs[0]
     while True:
-        reader = only_reader(graph, tensor)
+        reader = graph.only_reader(tensor)
         if reader is None:
             return None
         if id(reader) in sums:
