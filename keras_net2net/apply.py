@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -21,11 +21,10 @@ from keras_net2net import keras_privates as privates
 from keras_net2net.draft import Draft
 from keras_net2net.facts import Facts
 from keras_net2net.graph import Call, Graph, Shape, Tensor
-from keras_net2net.plan import LayerChange, Plan
+from keras_net2net.plan import Insertion, LayerChange, Plan
 from keras_net2net.reopening import update_opened
 from keras_net2net.rules.registry import rule_for
 from keras_net2net.transaction import Transaction
-from keras_net2net.weights import VariableChange, VariableReplacement
 from keras_net2net.widths import Axes, is_axes, resolve
 
 T = TypeVar("T")
@@ -61,19 +60,9 @@ def apply_plan(
             if new.make is not None:
                 inserted[id(new.layer)] = new.make()
                 continue
+            shape = _shape_of(known[path].given[0][0])
             steps = changes.get(path, [])
-            dtype = "float64" if new.layer.variable_dtype == "float64" else "float32"
-            initial = {weight.name: weight.array(dtype) for weight in new.insertion.weights}
-            values = grown_values(initial, steps, plan.seed)
-            config = dict(new.insertion.config)
-            changed = {key: after for change in steps for key, _, after in change.config}
-            config.update({key: after for key, after in changed.items() if key in config})
-            layer = new.insertion.layer_class.from_config(config)
-            for key in changed.keys() - config.keys():  # an attribute of another name
-                privates.set_setting(layer, key, changed[key])
-            shapes = {"input_shape": _shape_of(known[path].given[0][0])}
-            privates.build_with_values(layer, shapes, values.get)
-            inserted[id(new.layer)] = layer
+            inserted[id(new.layer)] = build_inserted(new.insertion, shape, steps, plan.seed)
     relabel(draft.graph, known.values(), transaction)
     for graph in draft.graph.subgraphs():
         if graph.edited:
@@ -87,6 +76,34 @@ def apply_plan(
     layers = [layer for layer in inserted.values() if isinstance(layer, keras.Layer)]
     added = [variable for layer in layers for variable in layer.trainable_variables]
     return added, notes
+
+
+def build_inserted(
+    insertion: Insertion, shape: Any, steps: Sequence[LayerChange] = (), seed: int = 0
+) -> Any:
+    """Makes the layer of an insertion.
+
+    Args:
+        insertion: The insertion.
+        shape: The shape of its input.
+        steps: What changed of it since it was planned. Defaults to nothing.
+        seed: The seed of these changes. Defaults to `0`.
+
+    Returns:
+        The layer, built.
+    """
+    config = dict(insertion.config)
+    changed = {key: after for change in steps for key, _, after in change.config}
+    config.update({key: after for key, after in changed.items() if key in config})
+    layer = insertion.layer_class.from_config(config)
+    for key in changed.keys() - config.keys():  # an attribute of another name
+        privates.set_setting(layer, key, changed[key])
+    precise = getattr(layer, "variable_dtype", "float32") == "float64"
+    dtype = "float64" if precise else "float32"
+    initial = {weight.name: weight.array(dtype) for weight in insertion.weights}
+    values = grown_values(initial, steps, seed)
+    privates.build_with_values(layer, {"input_shape": shape}, values.get)
+    return layer
 
 
 def changed_variables(plan: Plan, draft: Draft) -> dict[str, Any]:
@@ -114,7 +131,7 @@ def containers(graph: Graph) -> list[Any]:
 
 def _values(layer: Any, steps: list[LayerChange]) -> dict[str, np.ndarray]:
     """The present values of the variables that change, by name."""
-    names = {_name(change) for step in steps for change in step.variables}
+    names = {change.label for step in steps for change in step.variables}
     return {
         name: privates.read_variable(variable)
         for name, variable in (privates.named_variables(layer) if names else {}).items()
@@ -122,18 +139,14 @@ def _values(layer: Any, steps: list[LayerChange]) -> dict[str, np.ndarray]:
     }
 
 
-def _name(change: VariableChange | VariableReplacement) -> str:
-    return change.name.rsplit("/", 1)[-1]
-
-
 def grown_values(
-    values: Mapping[str, np.ndarray], steps: list[LayerChange], seed: int
+    values: Mapping[str, np.ndarray], steps: Sequence[LayerChange], seed: int
 ) -> dict[str, np.ndarray]:
     """The values of a layer's weights after all its changes, one after the other."""
     grown = dict(values)
     for step in steps:
         for change in step.variables:
-            grown[_name(change)] = change.apply(grown[_name(change)], seed)
+            grown[change.label] = change.apply(grown[change.label], seed)
     return grown
 
 

@@ -8,7 +8,7 @@ from keras_net2net import keras_privates as privates
 from keras_net2net.copies import copy_model
 from keras_net2net.errors import GrowthError, explain
 from keras_net2net.graph import read
-from keras_net2net.growth import check_arguments, copy_for, grow_model
+from keras_net2net.growth import Options, check_arguments, copy_for, grow_model
 from keras_net2net.operations.deeper import Deeper
 from keras_net2net.operations.wider import Wider
 
@@ -84,17 +84,8 @@ def clone_and_grow(
     student, named = copy_for(teacher, operations, calibration)
     if optimizer_state is not None:
         compile_like(student, teacher)
-    grow_model(
-        student,
-        named,
-        seed=seed,
-        optimizer_state=optimizer_state or "reset",
-        learning_rate=learning_rate,
-        verify=verify,
-        calibration=calibration,
-        freeze=freeze,
-        loss_of=teacher,
-    )
+    options = Options(seed, optimizer_state or "reset", learning_rate, verify, calibration, freeze)
+    grow_model(student, named, options, loss_of=teacher)
     return student
 
 

@@ -174,6 +174,11 @@ class Draft:
             and (facts.units or (facts.given is not None and not facts.opened))
         ]
 
+    def names(self) -> set[str]:
+        """The names of all operations, those of inserted layers included."""
+        names = {call.operation.name for _, call in self.graph.all_calls()}
+        return names | {path.rsplit("/", 1)[-1] for path in self.inserted}
+
     def calls_of(self, layer: Any) -> list[tuple[Graph, Call]]:
         """Each call of a layer, with the graph it stands in."""
         return [(g, call) for g, call in self.graph.all_calls() if call.operation is layer]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from keras_net2net.facts import Normalized
 from keras_net2net.inference import Inference
-from keras_net2net.widths import Concat, Expression, Product, Width, resolve, widths_of
+from keras_net2net.widths import Expression, Width, common_factor, resolve, widths_of
 
 
 def fills_for(
@@ -43,7 +43,7 @@ def _options(
 ) -> list[str | None]:
     """What the new units of a width may hold for one normalization, the best first."""
     options: list[str | None] = []
-    if norm.copies and _ratio(expression, sizes) is not None:
+    if norm.copies and common_factor(expression, _copies(sizes)) is not None:
         options.append(None)
     if expression is width:  # of a part of the units, the mean would be another one
         if norm.fill == "mean" and norm.content.mean == "mean":
@@ -53,25 +53,15 @@ def _options(
     return options
 
 
-def _ratio(expression: Expression, sizes: Mapping[Width, int]) -> int | None:
-    """How often each unit is copied, if all are copied equally often."""
-    expression = resolve(expression)
-    if isinstance(expression, Width):
-        old = int(expression.size or 1)
-        new = sizes.get(expression, old)
+def _copies(sizes: Mapping[Width, int]) -> Callable[[Width], int | None]:
+    """Tells how often each unit of a width is copied, if all are copied equally often."""
+
+    def ratio(width: Width) -> int | None:
+        old = int(width.size or 1)
+        new = sizes.get(width, old)
         return new // old if new % old == 0 else None
-    if isinstance(expression, Concat):
-        ratios = {_ratio(part, sizes) for part in expression.parts}
-        return ratios.pop() if len(ratios) == 1 else None
-    if isinstance(expression, Product):
-        total = 1
-        for factor in expression.factors:
-            ratio = _ratio(factor, sizes)
-            if ratio is None:
-                return None
-            total *= ratio
-        return total
-    return 1
+
+    return ratio
 
 
 def _problem(norm: Normalized, width: Width) -> str:

@@ -11,14 +11,13 @@ All that is remembered hangs on the layers and variables themselves, and goes wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_net2net import keras_privates as privates
-from keras_net2net.draft import Draft
 from keras_net2net.errors import GrowthError, explain
 from keras_net2net.optimizers import OptimizerUpdate
 from keras_net2net.plan import Plan
@@ -89,20 +88,20 @@ class Changes:
         self.of: dict[int, list[VariableChange | VariableReplacement]] = {}
         self.held: list[Any] = []  # an `id` must stay that of its variable
 
-    def add(self, plan: Plan, draft: Draft) -> None:
-        """Notes what a plan has changed."""
-        layers = {facts.path: facts.operation for facts in draft.inference.facts.values()}
+    def add(self, plan: Plan, changed: Mapping[str, Any]) -> None:
+        """Notes what a plan has changed.
+
+        Args:
+            plan: The plan.
+            changed: The variables that it has changed, by their paths in it.
+        """
         for step in plan.steps:
             for layer in step.layers:
-                if layer.path in draft.inserted or not isinstance(
-                    layers.get(layer.path), keras.Layer
-                ):
-                    continue
-                named = privates.named_variables(layers[layer.path])
                 for change in layer.variables:
-                    variable = named[change.name.rsplit("/", 1)[-1]]
-                    self.of.setdefault(id(variable), []).append(change)
-                    self.held.append(variable)
+                    variable = changed.get(f"{layer.path}/{change.label}")
+                    if variable is not None:
+                        self.of.setdefault(id(variable), []).append(change)
+                        self.held.append(variable)
 
 
 def grown_mask(

@@ -64,8 +64,8 @@ def plan(model: Any, operations: Any, *, seed: int | None = None, calibration: A
         return draft_growth(model, operations, seed, calibration=calibration).plan()
     # What later stages look at is there only once the earlier ones are done: on a copy.
     copy, named = copy_for(model, operations, calibration)
-    options = {"seed": seed, "verify": False, "calibration": calibration}
-    return grow_model(copy, named, loss_of=model, **options).plan
+    options = Options(seed, verify=False, calibration=calibration)
+    return grow_model(copy, named, options, loss_of=model).plan
 
 
 def copy_for(model: Any, operations: Any, calibration: Any = None) -> tuple[Any, list[Operation]]:
@@ -211,57 +211,42 @@ def grow(
     >>> report.difference < 1e-6
     True
     """
-    return grow_model(
-        model,
-        operations,
-        seed=seed,
-        optimizer_state=optimizer_state,
-        learning_rate=learning_rate,
-        verify=verify,
-        calibration=calibration,
-        freeze=freeze,
-        callbacks=callbacks,
-    )
+    options = Options(seed, optimizer_state, learning_rate, verify, calibration, freeze)
+    return grow_model(model, operations, options, callbacks=callbacks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a model grows, whatever the operations: the arguments of `grow`."""
+
+    seed: int | None = None
+    optimizer_state: str = "reset"
+    learning_rate: Any = None
+    verify: Any = True
+    calibration: Any = None
+    freeze: str | None = None
 
 
 def grow_model(
     model: Any,
     operations: Any,
+    options: Options,
     *,
-    seed: int | None = None,
-    optimizer_state: str = "reset",
-    learning_rate: Any = None,
-    verify: Any = True,
-    calibration: Any = None,
-    freeze: str | None = None,
     callbacks: Any = None,
     loss_of: Any = None,
 ) -> GrowthReport:
     """Grows a model as `grow` does; a copy by the loss of the model that it is a copy of."""
     started = time.perf_counter()
     check_is_model(model)
-    check_arguments(optimizer_state, learning_rate)
-    check_freeze(freeze, model)
-    seed = as_seed(seed, model)
+    check_arguments(options.optimizer_state, options.learning_rate)
+    check_freeze(options.freeze, model)
+    options = dataclasses.replace(options, seed=as_seed(options.seed, model))
     held = concerned(callbacks_of(callbacks), model)
     stuck: dict[str, tuple[str, int]] = {}
     while True:
         try:
             with own_weights(held):
-                return _grow(
-                    model,
-                    operations,
-                    seed,
-                    optimizer_state,
-                    learning_rate,
-                    verify,
-                    calibration,
-                    freeze,
-                    loss_of,
-                    stuck,
-                    started,
-                    held,
-                )
+                report = _grow(model, operations, options, loss_of, stuck, held)
         except CodeError as error:
             # What the code of an opened layer does at other sizes shows once it has them.
             # Its own sizes then stay, and, if that isn't enough, all that it works on.
@@ -269,22 +254,20 @@ def grow_model(
             if tried > 2 or not error.path:
                 raise
             stuck[error.path] = (error.reason, tried)
+        else:
+            return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
 
 def _grow(
     model: Any,
     operations: Any,
-    seed: int,
-    optimizer_state: str,
-    learning_rate: Any,
-    verify: Any,
-    calibration: Any,
-    freeze: str | None,
+    options: Options,
     loss_of: Any,
     stuck: dict[str, tuple[str, int]],
-    started: float,
     callbacks: Sequence[Any],
 ) -> GrowthReport:
+    started = time.perf_counter()
+    verify = options.verify
     transaction = Transaction()
     before: Probe | None = None
     in_training: Probe | None = None
@@ -299,7 +282,7 @@ def _grow(
     best = BestWeights(callbacks, transaction)
     try:
         for group in stages(operations):
-            draft = draft_growth(model, group, seed, stuck, calibration, loss_of)
+            draft = draft_growth(model, group, options.seed, stuck, options.calibration, loss_of)
             planned = draft.plan()
             plans.append(planned)
             notes += _notes(draft, planned)
@@ -316,19 +299,20 @@ def _grow(
                 data = before.batch if draft.training_data is None else draft.training_data
                 in_training = training_probe(model, data)
             more, seen = apply_plan(planned, draft, transaction)
-            changes.add(planned, draft)
             inserted += more
             notes += seen
-            changed.update(changed_variables(planned, draft))
+            variables = changed_variables(planned, draft)
+            changes.add(planned, variables)
+            changed.update(variables)
         whole = Plan.joined(plans)
         if not whole.empty:
             with privates.variable_scope(model):
                 thawed, seen = freeze_old(
-                    model, changes, inserted, freeze == "teacher", transaction
+                    model, changes, inserted, options.freeze == "teacher", transaction
                 )
             notes += seen
             notes += optimizer.slots(
-                whole, changed, [*inserted, *thawed], optimizer_state, transaction
+                whole, changed, [*inserted, *thawed], options.optimizer_state, transaction
             )
             if whole.outputs:
                 shapes = [tensor.shape for tensor in draft.graph.flat_outputs]
@@ -358,12 +342,12 @@ def _grow(
             training_difference=training_difference,
         )
         if not whole.empty:
-            optimizer.rate(learning_rate, report, transaction)
+            optimizer.rate(options.learning_rate, report, transaction)
     except BaseException:
         transaction.roll_back()
         raise
     transaction.commit()
-    return dataclasses.replace(report, seconds=time.perf_counter() - started)
+    return report
 
 
 def check_arguments(optimizer_state: str, learning_rate: Any) -> None:

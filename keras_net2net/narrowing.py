@@ -22,7 +22,15 @@ from keras_net2net.facts import Facts, Normalized, WeightAxis
 from keras_net2net.inference import Inference
 from keras_net2net.remaps import REMOVED, Remap, generator, remap_of, removal
 from keras_net2net.weights import READS
-from keras_net2net.widths import Concat, Expression, Product, Width, resolve, widths_of
+from keras_net2net.widths import (
+    Concat,
+    Expression,
+    Product,
+    Width,
+    common_factor,
+    resolve,
+    widths_of,
+)
 
 # Relative to the largest weight: what adding up shares may have rounded away.
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
@@ -349,9 +357,14 @@ def _fills(
 def unequal(inference: Inference, remaps: Mapping[Width, Remap]) -> dict[Width, str]:
     """Widths that would have to shrink together with others that a normalization sees."""
     problems: dict[Width, str] = {}
+
+    def left(width: Width) -> float | None:
+        remap = remaps.get(width)
+        return 1.0 if remap is None else remap.left
+
     for norm in inference.normalized:
         expression = resolve(norm.expression)
-        if isinstance(expression, Width) or _part_left(expression, remaps) is not None:
+        if isinstance(expression, Width) or common_factor(expression, left) is not None:
             continue
         for width in widths_of(expression):
             if width in remaps:
@@ -360,26 +373,6 @@ def unequal(inference: Inference, remaps: Mapping[Width, Remap]) -> dict[Width, 
                     "whole part"
                 )
     return problems
-
-
-def _part_left(expression: Expression, remaps: Mapping[Width, Remap]) -> float | None:
-    """The part of the units that is left, if it is the same everywhere."""
-    expression = resolve(expression)
-    if isinstance(expression, Width):
-        remap = remaps.get(expression)
-        return 1.0 if remap is None else remap.left
-    if isinstance(expression, Concat):
-        parts = {_part_left(part, remaps) for part in expression.parts}
-        return parts.pop() if len(parts) == 1 else None
-    if isinstance(expression, Product):
-        whole = 1.0
-        for factor in expression.factors:
-            part = _part_left(factor, remaps)
-            if part is None:
-                return None
-            whole *= part
-        return whole
-    return 1.0
 
 
 # -- units that matter least ---------------------------------------------------------------

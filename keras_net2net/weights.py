@@ -115,6 +115,11 @@ class VariableChange:
     shape: tuple[int, ...] | None = None
     additions: tuple[Addition, ...] = ()
 
+    @property
+    def label(self) -> str:
+        """The variable's name within its layer."""
+        return self.name.rsplit("/", 1)[-1]
+
     def new_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The variable's shape after the change."""
         return tuple(

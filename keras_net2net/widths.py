@@ -183,6 +183,33 @@ def widths_of(expression: Expression) -> Iterator[Width]:
             stack.extend(reversed(piece.factors))
 
 
+def common_factor(
+    expression: Expression, factor_of: Callable[[Width], float | None]
+) -> float | None:
+    """By what the number of units changes, if it is the same for all of them.
+
+    Args:
+        expression: What an axis is made of.
+        factor_of: Tells the factor of a width, or `None` if its units don't share one.
+
+    Returns:
+        The factor, or `None`.
+    """
+    expression = resolve(expression)
+    if isinstance(expression, Width):
+        return factor_of(expression)
+    if isinstance(expression, Concat):
+        factors = {common_factor(part, factor_of) for part in expression.parts}
+        return factors.pop() if len(factors) == 1 else None
+    whole: float = 1
+    for part in expression.factors if isinstance(expression, Product) else ():
+        factor = common_factor(part, factor_of)
+        if factor is None:
+            return None
+        whole *= factor
+    return whole
+
+
 def fix(expression: Expression, obstacle: Obstacle) -> None:
     """Forbids every width in `expression` to change; the first reason stays."""
     for width in widths_of(expression):

@@ -78,10 +78,11 @@ class Operation(abc.ABC):
             object.__setattr__(self, name, value)  # the dataclasses are frozen
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, ready to be written as JSON; layer objects become names."""
+        """The arguments but for data, ready to be written as JSON; layers become names."""
         return {
             field.name: plain(getattr(self, field.name))
             for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if field.repr  # data isn't part of a configuration
         }
 
     @classmethod
@@ -193,6 +194,54 @@ def whole_number(
             )
         )
     return number
+
+
+def check_choice(
+    name: str, value: Any, allowed: Sequence[str], received: str, instead: str | None = None
+) -> None:
+    """Checks that an argument is one of a few.
+
+    Args:
+        name: The argument's name.
+        value: What was passed for it.
+        allowed: What it may be.
+        received: What the caller passed, for the error message.
+        instead: What to pass. Defaults to `None`: the first that is allowed.
+
+    Raises:
+        GrowthError: If it isn't one of them.
+    """
+    if value not in allowed:
+        raise GrowthError(
+            explain(
+                f"`{name}` can't be {value!r}",
+                f"it is one of {', '.join(map(repr, allowed))}",
+                received,
+                f"Pass `{name}={(instead or allowed[0])!r}`",
+            )
+        )
+
+
+def check_normalized(batch_norm: Any, received: str, model: str) -> None:
+    """Checks the argument that says whether what is inserted is normalized.
+
+    Args:
+        batch_norm: The argument.
+        received: What the caller passed, for the error message.
+        model: What `None` means: as this has it.
+
+    Raises:
+        GrowthError: If it is neither `True` nor `False` nor `None`.
+    """
+    if batch_norm not in (None, True, False):
+        raise GrowthError(
+            explain(
+                f"`batch_norm` can't be {batch_norm!r}",
+                "it says whether the new layers are normalized",
+                received,
+                f"Pass `True`, `False`, or `None` for what {model} has",
+            )
+        )
 
 
 @dataclasses.dataclass(frozen=True)

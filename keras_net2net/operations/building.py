@@ -13,6 +13,7 @@ import numpy as np
 from keras import layers
 
 from keras_net2net import keras_privates as privates
+from keras_net2net.apply import build_inserted
 from keras_net2net.copies import check_copy, copy_layer
 from keras_net2net.draft import Draft, Inserted, Placeholder
 from keras_net2net.graph import Call, Graph, Tensor
@@ -27,8 +28,7 @@ class Namer:
     """Gives new layers stable and readable names: `conv2_deeper_1`, then `conv2_deeper_2`."""
 
     def __init__(self, draft: Draft) -> None:
-        self._taken = {call.operation.name for _, call in draft.graph.all_calls()}
-        self._taken |= {path.rsplit("/", 1)[-1] for path in draft.inserted}
+        self._taken = draft.names()
 
     def number(self, bases: Iterable[str]) -> int:
         """The first number that is free for all names."""
@@ -128,7 +128,7 @@ class Builder:
         name = config["name"]
         config = {**config, "trainable": True} if weights else config
         insertion = Insertion(self.path(name), "", layer_class, config, tuple(weights))
-        make = functools.partial(_make, insertion, shape)
+        make = functools.partial(build_inserted, insertion, shape)
         return Inserted(insertion, Placeholder(name, **_penalties(config)), make)
 
     def add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
@@ -165,14 +165,6 @@ class Repeated:
 
     end: Tensor
     insertions: list[Insertion]
-
-
-def _make(insertion: Insertion, shape: Any) -> Any:
-    layer = insertion.layer_class.from_config(dict(insertion.config))
-    precise = getattr(layer, "variable_dtype", "float32") == "float64"
-    values = {w.name: w.array("float64" if precise else "float32") for w in insertion.weights}
-    privates.build_with_values(layer, {"input_shape": shape}, values.get)
-    return layer
 
 
 def _make_model(

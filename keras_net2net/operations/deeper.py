@@ -19,6 +19,7 @@ from keras_net2net.facts import Facts
 from keras_net2net.graph import Tensor
 from keras_net2net.operations.base import (
     Operation,
+    check_normalized,
     find_layers,
     fixed_request,
     label,
@@ -27,20 +28,22 @@ from keras_net2net.operations.base import (
 )
 from keras_net2net.operations.blocks import Block, channel_axis, find_block
 from keras_net2net.operations.factor import factorise
-from keras_net2net.operations.forms import Site, calibrate, choose, normalization_notes
+from keras_net2net.operations.forms import (
+    Site,
+    calibrate,
+    choose,
+    identity_chain,
+    normalization_notes,
+)
 from keras_net2net.operations.identities import (
     DEPTHWISE,
     FAMILY,
     FAMILY_NAMES,
     KERNELS,
     activation_label,
-    activation_layer,
     in_a_row,
-    is_linear,
-    kernel_layer,
     leaves_alone,
     new_name,
-    normalization,
     prelu,
 )
 from keras_net2net.operations.residual import can_branch, draft_residual, insert_block
@@ -185,15 +188,7 @@ class Deeper(Operation):
         self._set(layers=fixed_request(self.layers), count=count)
         if self.units is not None:
             self._set(units=whole_number(self.units, "`units`", received))
-        if self.batch_norm not in (None, True, False):
-            raise GrowthError(
-                explain(
-                    f"`batch_norm` can't be {self.batch_norm!r}",
-                    "it says whether the new layers are normalized",
-                    received,
-                    "Pass `True`, `False`, or `None` for what the layer's block has",
-                )
-            )
+        check_normalized(self.batch_norm, received, "the layer's block")
         if self.between is not None:
             self._set(between=self._pair(received))
         elif self.layers is None:
@@ -305,9 +300,8 @@ class Deeper(Operation):
         return type(self).from_config({**vars(self), **named})
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, ready to be written as JSON, but for the calibration data."""
+        """The arguments but for data, ready to be written as JSON."""
         config = super().get_config()
-        del config["calibration"]  # data isn't part of a configuration
         if callable(self.activation):
             config["activation"] = keras.activations.serialize(self.activation)
         return config
@@ -467,23 +461,18 @@ class Deeper(Operation):
         activation = self._activation(site.blocks) if form == "identity" else None
         inline = (block.inline or self.activation is not None) and not site.normalized
         inline = inline or (block.activation is None and self.activation is None)
-        kernel = kernel_layer(layer, path, block.end, activation if inline else None)
-        if isinstance(kernel, str):
+        chain = identity_chain(site, layer, path, activation, inline)
+        if isinstance(chain, str):
             raise GrowthError(
                 explain(
                     f"No layer can be inserted after {label(site.facts)}",
-                    kernel,
+                    chain,
                     repr(self),
                     f"Name {FAMILY_NAMES}",
                 )
             )
-        chain = [kernel]
-        if site.normalized:
-            chain.append(normalization(layer, block, f"{path}_bn", site.moments, block.end))
         if form == "prelu":
             chain.append(prelu(layer, f"{path}_prelu", block.end))
-        elif not inline and not is_linear(activation):
-            chain.append(activation_layer(activation, f"{path}_{activation_label(activation)}"))
         return chain
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.draft import Draft
+from keras_net2net.draft import Draft, Inserted
 from keras_net2net.facts import Facts
 from keras_net2net.operations.blocks import Block
 from keras_net2net.operations.calibration import (
@@ -19,7 +19,14 @@ from keras_net2net.operations.calibration import (
     measure,
     pooled,
 )
-from keras_net2net.operations.identities import bn_axis
+from keras_net2net.operations.identities import (
+    activation_label,
+    activation_layer,
+    bn_axis,
+    is_linear,
+    kernel_layer,
+    normalization,
+)
 from keras_net2net.plan import Insertion
 
 
@@ -134,6 +141,33 @@ def calibrate(draft: Draft, sites: list[Site], data: Any = None) -> None:
         site.moments = pooled([next(found) for _ in site.blocks])
         site.source = label
         site.measured = True
+
+
+def identity_chain(
+    site: Site, layer: Any, path: str, activation: Any, inline: bool
+) -> list[Inserted] | str:
+    """The layers that one identity is made of: kernel, normalization, activation.
+
+    Args:
+        site: Where they are inserted.
+        layer: The layer of whose family, and with whose kernel size, the kernel is.
+        path: The path of the kernel; the others' begin like it.
+        activation: The activation, or `None`.
+        inline: Whether the activation is the kernel layer's own.
+
+    Returns:
+        The layers, or why there are none.
+    """
+    block = site.blocks[0]
+    kernel = kernel_layer(layer, path, block.end, activation if inline else None)
+    if isinstance(kernel, str):
+        return kernel
+    chain = [kernel]
+    if site.normalized:
+        chain.append(normalization(site.layer, block, f"{path}_bn", site.moments, block.end))
+    if activation is not None and not inline and not is_linear(activation):
+        chain.append(activation_layer(activation, f"{path}_{activation_label(activation)}"))
+    return chain
 
 
 def _axis(layer: Any, block: Block) -> int:

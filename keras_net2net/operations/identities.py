@@ -44,12 +44,9 @@ def kernel_layer(layer: Any, path: str, end: Tensor, activation: Any = None) -> 
     Returns:
         The layer, or why there is none.
     """
-    config = dict(layer.get_config())
-    config["activation"] = (
-        "linear" if activation is None else keras.activations.serialize(activation)
-    )
-    for key in ("lora_rank", "lora_alpha", "quantization_config"):
-        config.pop(key, None)
+    config = kernel_config(layer)
+    if activation is not None:
+        config["activation"] = keras.activations.serialize(activation)
     if isinstance(layer, layers.EinsumDense):
         return _einsum(layer, config, path, end)
     units = int(end.shape[channel_axis(layer, end)] or 0)
@@ -62,15 +59,26 @@ def kernel_layer(layer: Any, path: str, end: Tensor, activation: Any = None) -> 
     return made(path, type(layer), config, [*weights, *bias])
 
 
+def kernel_config(layer: Any) -> dict[str, Any]:
+    """The configuration of a linear layer like another, whose output has its input's size."""
+    config = {**layer.get_config(), "activation": "linear"}
+    for key in ("lora_rank", "lora_alpha", "quantization_config"):
+        config.pop(key, None)
+    if isinstance(layer, SLIDING):
+        ones = (1,) * len(layer.kernel_size)
+        padding = "causal" if config["padding"] == "causal" else "same"
+        config.update(strides=ones, dilation_rate=ones, padding=padding)
+    for key, value in (("groups", 1), ("depth_multiplier", 1), ("output_padding", None)):
+        if key in config:
+            config[key] = value
+    return config
+
+
 def _sliding(layer: Any, config: dict[str, Any], units: int) -> list[InitialWeight]:
     """The kernels of a convolution that passes everything on; its config is changed."""
     space = layer.kernel_size
     ones = (1,) * len(space)
     causal = config["padding"] == "causal"
-    config.update(strides=ones, dilation_rate=ones, padding="causal" if causal else "same")
-    for key, value in (("groups", 1), ("depth_multiplier", 1), ("output_padding", None)):
-        if key in config:
-            config[key] = value
     if not isinstance(layer, DEPTHWISE):
         config["filters"] = units
     # "same" padding puts the smaller half before: an even kernel's centre is
@@ -154,8 +162,7 @@ def in_a_row(chain: list[Inserted], after: str) -> list[Inserted]:
 def new_name(draft: Draft, name: str, word: str) -> str:
     """A stable and readable name: `conv2_deeper_1`, then `conv2_deeper_2`."""
     base = re.sub(rf"_{word}_\d+(_\d+x\d+)?$", "", name)
-    taken = {call.operation.name for _, call in draft.graph.all_calls()}
-    taken |= {path.rsplit("/", 1)[-1] for path in draft.inserted}
+    taken = draft.names()
     number = 1
     while any(f"{base}_{word}_{number}" in (one, _stem(one, word)) for one in taken):
         number += 1
@@ -186,11 +193,7 @@ def normalization(
             be off by half of epsilon.
         end: The tensor that it reads.
     """
-    if block.normalization is not None:
-        cls, config = type(block.normalization), dict(block.normalization.get_config())
-    else:
-        cls = layers.BatchNormalization
-        config = dict(cls(axis=bn_axis(layer), dtype=layer.dtype_policy).get_config())
+    cls, config = normalization_like(layer, block)
     units = int(end.shape[config["axis"]] or 0)
     if moments is None:
         mean, variance = np.zeros(units), np.full(units, 1.0 - config["epsilon"])
@@ -207,6 +210,14 @@ def normalization(
         values.update(moving_stddev=deviation, renorm_mean=mean, renorm_stddev=deviation)
     weights = [InitialWeight(name, (units,), value) for name, value in values.items()]
     return made(path, cls, config, weights)
+
+
+def normalization_like(layer: Any, block: Block) -> tuple[type, dict[str, Any]]:
+    """The class and configuration of a normalization as a block has it, or would have it."""
+    if block.normalization is not None:
+        return type(block.normalization), dict(block.normalization.get_config())
+    cls = layers.BatchNormalization
+    return cls, dict(cls(axis=bn_axis(layer), dtype=layer.dtype_policy).get_config())
 
 
 def bn_axis(layer: Any) -> int:

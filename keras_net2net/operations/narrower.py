@@ -15,6 +15,7 @@ from keras_net2net.least_change import Activations
 from keras_net2net.narrowing import Copies, Held, largest, norms, removable, unequal, weights_of
 from keras_net2net.operations.base import (
     Match,
+    check_choice,
     label,
 )
 from keras_net2net.operations.resizing import Request, Resizing
@@ -101,15 +102,7 @@ class Narrower(Resizing):
 
     def __post_init__(self) -> None:
         received = repr(self)
-        if self.keep not in KEEP:
-            raise GrowthError(
-                explain(
-                    f"`keep` can't be {self.keep!r}",
-                    f"it is one of {', '.join(map(repr, KEEP))}",
-                    received,
-                    "Pass `keep='duplicates'`",
-                )
-            )
+        check_choice("keep", self.keep, KEEP, received, "duplicates")
         given = [isinstance(self.layers, dict), self.units is not None, self.factor is not None]
         if sum(given) > 1 or (sum(given) == 0 and self.keep != "duplicates"):
             raise GrowthError(

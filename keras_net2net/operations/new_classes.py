@@ -16,6 +16,7 @@ from keras_net2net.inference import Inference
 from keras_net2net.operations.base import (
     Match,
     Operation,
+    check_choice,
     find_layers,
     fixed_request,
     label,
@@ -117,15 +118,7 @@ class NewClasses(Operation):
         else:
             self._set(classes=whole_number(self.classes, "`classes`", received, kind=kind))
             self._set(layers=fixed_request(self.layers))
-        if self.start not in STARTS:
-            raise GrowthError(
-                explain(
-                    f"`start` can't be {self.start!r}",
-                    f"it is one of {', '.join(map(repr, STARTS))}",
-                    received,
-                    f"Pass `start={STARTS[0]!r}`",
-                )
-            )
+        check_choice("start", self.start, STARTS, received)
         mass = real_number(self.mass)
         if mass is None or not 0 < mass < 1:
             raise GrowthError(

@@ -13,22 +13,18 @@ from keras_net2net.errors import GrowthError, NotIdentityError, explain
 from keras_net2net.facts import Facts
 from keras_net2net.operations.base import (
     Operation,
+    check_normalized,
     find_layers,
     fixed_request,
     label,
     whole_number,
 )
 from keras_net2net.operations.blocks import Block, find_block
-from keras_net2net.operations.forms import Site, calibrate, normalization_notes
+from keras_net2net.operations.forms import Site, calibrate, identity_chain, normalization_notes
 from keras_net2net.operations.identities import (
-    activation_label,
-    activation_layer,
     in_a_row,
-    is_linear,
-    kernel_layer,
     leaves_alone,
     new_name,
-    normalization,
 )
 from keras_net2net.plan import Insertion, Skipped, Step
 
@@ -100,15 +96,7 @@ class DeeperPairs(Operation):
         received = repr(self)
         count = whole_number(self.count, "`count`", received, kind="a number of pairs")
         self._set(layers=fixed_request(self.layers), count=count)
-        if self.batch_norm not in (None, True, False):
-            raise GrowthError(
-                explain(
-                    f"`batch_norm` can't be {self.batch_norm!r}",
-                    "it says whether the new layers are normalized",
-                    received,
-                    "Pass `True`, `False`, or `None` for what the pair has",
-                )
-            )
+        check_normalized(self.batch_norm, received, "the pair")
 
     @property
     def exact(self) -> bool:
@@ -119,12 +107,6 @@ class DeeperPairs(Operation):
     def looks_at_model(self) -> bool:
         """Whether weights or activations are needed: for the normalizations."""
         return self.batch_norm is not False
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, ready to be written as JSON, but for the calibration data."""
-        config = super().get_config()
-        del config["calibration"]
-        return config
 
     def draft(self, draft: Draft) -> list[Step]:
         """Inserts the pairs into a draft."""
@@ -198,10 +180,15 @@ class DeeperPairs(Operation):
             for layer in _layers_of(pair):
                 size = "x".join(map(str, layer.kernel_size))
                 path = f"{name}_{size}"
-                chain += _one(layer, block, site, self._path(block, path))
+                inline = block.inline and not site.normalized
+                # After the block of the second, whichever of the two its kernel is like.
+                one = identity_chain(site, layer, self._path(block, path), block.function, inline)
+                if isinstance(one, str):
+                    raise GrowthError(one)
+                chain += one
             chain = in_a_row(chain, previous)
-            for i, one in enumerate(pair.blocks):
-                ends[i] = draft.insert(one.graph, ends[i], chain)
+            for i, called in enumerate(pair.blocks):
+                ends[i] = draft.insert(called.graph, ends[i], chain)
             insertions += [inserted.insertion for inserted in chain]
             previous = insertions[-1].path
         return insertions
@@ -243,22 +230,6 @@ def _line(layer: Any) -> tuple[int, int] | None:
 
 def _layers_of(pair: Pair) -> tuple[Any, Any]:
     return pair.first.call.operation, pair.second.operation
-
-
-def _one(layer: Any, block: Block, site: Site, path: str) -> list[Inserted]:
-    """One convolution of a new pair, with its normalization and activation."""
-    function = block.function
-    inline = block.inline and not site.normalized
-    # Of the family, and with the kernel, of one of the pair; after the block of the second.
-    kernel = kernel_layer(layer, path, block.end, function if inline else None)
-    if isinstance(kernel, str):
-        raise GrowthError(kernel)
-    chain = [kernel]
-    if site.normalized:
-        chain.append(normalization(site.layer, block, f"{path}_bn", site.moments, block.end))
-    if not inline and not is_linear(function):
-        chain.append(activation_layer(function, f"{path}_{activation_label(function)}"))
-    return chain
 
 
 def _no_pair(facts: Facts, received: str) -> str:

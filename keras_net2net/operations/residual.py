@@ -15,7 +15,14 @@ from keras_net2net.errors import GrowthError, NotIdentityError, UnknownLayerErro
 from keras_net2net.graph import Call, Graph, Tensor
 from keras_net2net.operations.blocks import Block, find_block
 from keras_net2net.operations.building import Builder, Namer, Repeated, base_name
-from keras_net2net.operations.identities import KERNELS, activation_layer, bn_axis, is_linear
+from keras_net2net.operations.identities import (
+    KERNELS,
+    activation_layer,
+    bn_axis,
+    is_linear,
+    kernel_config,
+    normalization_like,
+)
 from keras_net2net.operations.places import Place, find_place, not_rewired
 from keras_net2net.operations.repeat import (
     Part,
@@ -280,16 +287,12 @@ def _kernel(
     seed: int | None,
 ) -> Any:
     """A layer of the family, random (He et al. 2015) with a seed, zero without one."""
-    config = {**layer.get_config(), "name": name, "activation": "linear"}
-    for key in ("lora_rank", "lora_alpha", "quantization_config"):
-        config.pop(key, None)
+    config = {**kernel_config(layer), "name": name}
     kernel: tuple[int, ...] = (given, units)
     if isinstance(layer, layers.Dense):
         config["units"] = units
     else:
-        ones = (1,) * len(layer.kernel_size)
-        padding = "causal" if config["padding"] == "causal" else "same"
-        config.update(filters=units, strides=ones, dilation_rate=ones, padding=padding, groups=1)
+        config["filters"] = units
         kernel = (*layer.kernel_size, given, units)
     value: float | np.ndarray = 0.0
     if seed is not None:
@@ -304,11 +307,7 @@ def _kernel(
 
 
 def _normalize(builder: Builder, block: Block, name: str, x: Tensor, units: int) -> Tensor:
-    cls = layers.BatchNormalization
-    layer = block.call.operation
-    config = dict(cls(axis=bn_axis(layer), dtype=layer.dtype_policy).get_config())
-    if block.normalization is not None:
-        cls, config = type(block.normalization), dict(block.normalization.get_config())
+    cls, config = normalization_like(block.call.operation, block)
     config["name"] = name
     weights = [
         InitialWeight("moving_mean", (units,)),

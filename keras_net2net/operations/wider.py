@@ -14,6 +14,7 @@ from keras_net2net.fills import fills_for
 from keras_net2net.gradmax import GradMax, Site, find_site
 from keras_net2net.operations.base import (
     Match,
+    check_choice,
     label,
     real_number,
 )
@@ -119,16 +120,8 @@ class Wider(Resizing):
             "Pass a factor above 1",
         )
         noise = real_number(self.noise)
-        for name, allowed in (("new_units", NEW_UNITS), ("shares", SHARES)):
-            if getattr(self, name) not in allowed:
-                raise GrowthError(
-                    explain(
-                        f"`{name}` can't be {getattr(self, name)!r}",
-                        f"it is one of {', '.join(map(repr, allowed))}",
-                        received,
-                        f"Pass `{name}={allowed[0]!r}`",
-                    )
-                )
+        check_choice("new_units", self.new_units, NEW_UNITS, received)
+        check_choice("shares", self.shares, SHARES, received)
         if noise is None or not 0 <= noise < math.inf:
             raise GrowthError(
                 explain(
