@@ -193,3 +193,15 @@ def test_units_beside_an_unknown_number_of_steps_grow():
     x = layers.Flatten()(layers.Dense(4, "relu", name="hidden")(inputs))
     model = keras.Model(inputs, keras.ops.mean(x, axis=-1, keepdims=True))
     grow_and_compare(model, n2n.Wider("hidden", units=8))
+
+
+def test_a_kernel_is_enlarged_as_an_earlier_operation_leaves_it():
+    inputs = keras.Input((4, 4, 2))
+    x = layers.Conv2D(1, 2, padding="same", name="conv")(inputs)
+    model = randomize(keras.Model(inputs, layers.Conv2D(2, 1)(x)))
+    weights = snapshot(model)
+    factored = n2n.Deeper("conv", form="factor")  # which leaves a kernel of 1 x 1 without padding
+    with pytest.raises(n2n.GrowthError, match="its padding is 'valid'"):
+        n2n.grow(model, [factored, n2n.LargerKernel("conv", kernel_size=2)])
+    assert_untouched(model, weights)
+    grow_and_compare(model, [factored, n2n.LargerKernel("conv_factor_1", kernel_size=4)])

@@ -127,7 +127,7 @@ class LargerKernel(Operation):
                         f"The kernel of layer {label(facts)} can't become {_text(wanted)}",
                         reason,
                         repr(self),
-                        self._instead(facts),
+                        self._instead(draft, facts),
                     )
                 )
             if reason is not None:
@@ -188,7 +188,7 @@ class LargerKernel(Operation):
             return f"has a kernel of {_text(old)} already", None
         if any(k > size for k, size in zip(old, new, strict=True)):
             return f"it is {_text(old)} now, and a kernel only gets larger", SizeError
-        if layer.padding == "valid":
+        if draft.setting(layer, "padding") == "valid":
             return "its padding is 'valid', so that its output would get smaller", GrowthError
         for axis in range(len(old)):
             before = _before(draft, facts, axis, old[axis], new[axis])
@@ -196,13 +196,14 @@ class LargerKernel(Operation):
                 return before, SizeError
         return None, None
 
-    def _instead(self, facts: Facts) -> str:
+    def _instead(self, draft: Draft, facts: Facts) -> str:
         layer = facts.operation
         if not isinstance(layer, FAMILY):
             return "Name a convolution with `same` or `causal` padding"
-        if layer.padding == "valid":
+        if draft.setting(layer, "padding") == "valid":
             return "Name a layer with `same` padding, or insert a layer with `Deeper` instead"
-        return f"Pass a size that is larger than {_text(layer.kernel_size)} by an even number"
+        now = _text(draft.setting(layer, "kernel_size"))
+        return f"Pass a size that is larger than {now} by an even number"
 
     def _change(self, draft: Draft, facts: Facts, wanted: Any) -> LayerChange:
         old = draft.setting(facts.operation, "kernel_size")
@@ -222,9 +223,9 @@ def _before(draft: Draft, facts: Facts, axis: int, old: int, new: int) -> int | 
     layer = facts.operation
     if old == new:
         return 0
-    if layer.padding == "causal":
+    if draft.setting(layer, "padding") == "causal":
         return new - old
-    stride, dilation = layer.strides[axis], layer.dilation_rate[axis]
+    stride, dilation = (draft.setting(layer, key)[axis] for key in ("strides", "dilation_rate"))
     spans = ((old - 1) * dilation + 1, (new - 1) * dilation + 1)
     if isinstance(layer, TRANSPOSED):
         more = layer.output_padding
