@@ -17,7 +17,7 @@ import keras
 from keras_net2net import keras_privates as privates
 from keras_net2net.errors import GrowthError, explain
 from keras_net2net.opening import Opened, open_function, open_layer
-from keras_net2net.rules.registry import rule_for
+from keras_net2net.rules.registry import needs_opening
 
 Shape = tuple[int | None, ...]
 
@@ -448,7 +448,7 @@ class _Reader:
             )
             if isinstance(operation, keras.Model) and privates.function_of(operation) is not None:
                 call.inner = self.model(operation, path)
-            elif isinstance(operation, keras.Layer) and rule_for(operation) is None:
+            elif isinstance(operation, keras.Layer) and needs_opening(operation):
                 self._open(call, given)
             graph.calls.append(call)
 

@@ -201,6 +201,18 @@ def describe(rule: Rule) -> State:
     return State(FOLLOWS, (rule.__doc__ or "a rule without a docstring").strip().splitlines()[0])
 
 
+def needs_opening(layer: Any) -> bool:
+    """Whether only what is inside a layer tells what it does.
+
+    So it is without a rule; and with one for a wrapper that does to units what the layer
+    in it does, if that one, a model say, has to be opened.
+    """
+    rule = rule_for(layer)
+    if rule is None or not isinstance(layer, keras.layers.Wrapper):
+        return rule is None
+    return not isinstance(rule, Refusal) and needs_opening(layer.layer)
+
+
 def rule_for(operation: Any) -> Rule | None:
     """The rule of a layer or operation, by the lookup order above."""
     cls = type(operation)

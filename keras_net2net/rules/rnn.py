@@ -204,7 +204,7 @@ def bidirectional(
 
 @register_rule(layers.TimeDistributed)
 def time_distributed(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
-    """What its layer does, at each step."""
+    """What its layer does, at each step; a model in it is opened."""
     shapes = [(shape[0], *shape[2:]) for shape in call.output_shapes]
     output = call.apply(call.layer.layer, (x[0], *x[2:]), shapes=shapes)
     if not isinstance(output, tuple):

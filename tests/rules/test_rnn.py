@@ -262,14 +262,65 @@ def test_a_layer_at_each_step_grows(inner, shape, grown):
     assert check_rule(lambda: layers.TimeDistributed(inner()), shape, **QUICK) == grown
 
 
-def test_models_at_each_step_stay_as_they_are():
-    inner = keras.Sequential([keras.Input((5,)), layers.Dense(4, name="inner")])
-    inputs = keras.Input((3, 5))
+def _frames():
+    return keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            layers.Conv2D(3, 2, activation="relu", name="conv"),
+            layers.BatchNormalization(name="bn"),
+            layers.Flatten(),
+            layers.Dense(4, name="fc"),
+        ]
+    )
+
+
+def _branches():
+    inputs = keras.Input((4, 4, 2))
+    x = layers.Conv2D(3, 1, name="conv")(inputs)
+    x = layers.Add()([x, layers.Conv2D(3, 3, padding="same", name="other")(x)])
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(4, "tanh", name="fc")(x))
+
+
+@pytest.mark.parametrize("inner", [_frames, _branches])
+@pytest.mark.parametrize("steps", [3, None], ids=["fixed", "any number of steps"])
+def test_a_model_at_each_step_grows_layer_by_layer(inner, steps, tmp_path):
+    inputs = keras.Input((steps, 4, 4, 2))
+    x = layers.TimeDistributed(inner(), name="it")(inputs)
+    x = layers.GRU(3, name="gru")(x)
+    model = randomize(keras.Model(inputs, layers.Dense(2, name="out")(x)))
+    x = np.random.default_rng(0).standard_normal((2, steps or 5, 4, 4, 2)).astype("float32")
+    before = outputs(model, x)
+    report = n2n.grow(model, n2n.Wider(factor=1.5), seed=0)
+    grown = {layer.path for layer in report.plan.steps[0].layers}
+    assert {"it/conv", "it/fc", "gru"} <= grown
+    assert_same(outputs(model, x), before)
+    model.save(tmp_path / "grown.keras")
+    assert_same(outputs(keras.models.load_model(tmp_path / "grown.keras"), x), before)
+    student = n2n.clone_and_grow(model, n2n.Wider({"it/fc": 9}), seed=0)
+    assert_same(outputs(student, x), before)
+
+
+def test_a_model_at_each_step_of_each_step_grows():
+    inputs = keras.Input((2, 3, 5))
+    inner = keras.Sequential([keras.Input((5,)), layers.Dense(4, "relu", name="inner")])
     x = layers.Dense(5, name="before")(inputs)
-    x = layers.TimeDistributed(inner, name="it")(x)
-    model = keras.Model(inputs, layers.Dense(2)(x))
-    with pytest.raises(n2n.FixedWidthError, match=r"it .TimeDistributed. has no rule|it .Time"):
-        n2n.plan(model, n2n.Wider("before", 6))
+    x = layers.TimeDistributed(layers.TimeDistributed(inner, name="steps"), name="it")(x)
+    model = randomize(keras.Model(inputs, layers.Dense(2, name="out")(x)))
+    x = np.random.default_rng(0).standard_normal((2, 2, 3, 5)).astype("float32")
+    before = outputs(model, x)
+    report = n2n.grow(model, n2n.Wider(factor=2), seed=0)
+    assert len(report.plan.steps[0].layers) == 3  # and `out` stays
+    assert_same(outputs(model, x), before)
+
+
+def test_no_layer_is_inserted_into_a_model_at_each_step():
+    inputs = keras.Input((3, 4, 4, 2))
+    model = keras.Model(
+        inputs, layers.Dense(2)(layers.TimeDistributed(_frames(), name="it")(inputs))
+    )
+    with pytest.raises(n2n.GrowthError, match="its own code decides which layers it calls"):
+        n2n.plan(model, n2n.Deeper("it/conv"))
 
 
 def test_a_recurrent_stack_trains_on_after_it_grew():
