@@ -68,6 +68,11 @@ def nodes_of(function: Any) -> list[Any]:
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
 
 
+def nodes_of_layer(layer: Any) -> list[Any]:
+    """The nodes that record the calls of a layer; Keras offers `layer.output` for one alone."""
+    return list(layer._inbound_nodes)
+
+
 def structures_of(function: Any) -> tuple[Any, Any]:
     """The nested inputs and outputs of a graph, as they were given.
 
