@@ -773,7 +773,10 @@ def reset_optimizer(optimizer: Any, variables: list[Any]) -> None:
     kept = {name: getattr(optimizer, name) for name in names}
     for part in parts:  # `build` of the outer one builds the inner ones
         _forget_slots(part)
-    optimizer.build(variables)
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            stack.enter_context(_zeros_uncompiled(part))
+        optimizer.build(variables)
     for name, variable in kept.items():
         getattr(optimizer, name).assign(keras.ops.convert_to_tensor(variable))
     for part in parts:
@@ -785,6 +788,42 @@ def reset_optimizer(optimizer: Any, variables: list[Any]) -> None:
             ):
                 if average is not None:
                     average.assign(keras.ops.copy(variable))  # JAX would share the buffer
+
+
+@contextlib.contextmanager
+def _zeros_uncompiled(optimizer: Any) -> Iterator[None]:
+    """Lets slots that start at zero do so without a program of their own.
+
+    JAX compiles one that makes zeros for each shape, and keeps it for good: megabytes,
+    and tens of milliseconds, for every growth. On a CPU an array of NumPy costs less; on
+    another device, where it would have to be sent there, the program is the lesser evil.
+    """
+    if keras.backend.backend() != "jax" or not _on_cpu():
+        yield
+        return
+    made = optimizer.add_variable
+
+    def add_variable(shape: Any, initializer: Any = "zeros", *args: Any, **kwargs: Any) -> Any:
+        return made(shape, _zeros if initializer == "zeros" else initializer, *args, **kwargs)
+
+    vars(optimizer)["add_variable"] = add_variable  # the attribute isn't tracked
+    try:
+        yield
+    finally:
+        del vars(optimizer)["add_variable"]
+
+
+def _on_cpu() -> bool:
+    import jax
+
+    return bool(jax.default_backend() == "cpu")
+
+
+def _zeros(shape: Any, dtype: Any = None) -> Any:
+    import jax
+
+    # `device_put` compiles nothing, `jax.numpy.asarray` does; its dtypes know bfloat16.
+    return jax.device_put(np.zeros(shape, jax.numpy.dtype(dtype)))
 
 
 def _forget_slots(optimizer: Any) -> None:
