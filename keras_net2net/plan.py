@@ -237,8 +237,8 @@ class Plan:
         Args:
             weights: Arrays by path, `"<layer path>/<weight name>"`, with the shapes
                 that the weights had before the growth.
-            partial: Whether weights that the plan changes may be missing. Defaults
-                to `False`.
+            partial: Whether weights that the plan changes, or computes others from, may
+                be missing. Defaults to `False`.
 
         Returns:
             A dict with all of them, grown where the plan grows them, and with the
@@ -255,6 +255,8 @@ class Plan:
                     value = weight.array("float64" if double else "float32")
                     if weight.source is not None:
                         path, compute = weight.source
+                        if partial and path not in grown:
+                            continue
                         value = compute(np.asarray(grown[path])).astype(grown[path].dtype)
                     grown[f"{insertion.path}/{weight.name}"] = value
             for layer in step.layers:

@@ -143,7 +143,7 @@ class VariableChange:
             if change is not None:
                 before = new
                 if change.role == READS and change.remap.into is not None:
-                    new = _merged(before, axis, change.remap)
+                    new = merged(before, axis, change.remap)
                     continue
                 new = np.take(before, change.remap.index, axis=axis)
                 _fill(np.moveaxis(new, axis, 0), np.moveaxis(before, axis, 0), change)
@@ -255,8 +255,8 @@ class VariableChange:
         units[added] = np.where(keep, units[added], 0)
 
 
-def _merged(old: np.ndarray, axis: int, remap: Remap) -> np.ndarray:
-    """Adds what reads removed units to what reads the units that take over."""
+def merged(old: np.ndarray, axis: int, remap: Remap) -> np.ndarray:
+    """Adds what belongs to removed units to what belongs to the units that take over."""
     into = np.asarray(remap.into)
     new = np.take(old, remap.index, axis=axis)
     units, source = np.moveaxis(new, axis, 0), np.moveaxis(old, axis, 0)

@@ -61,8 +61,10 @@ def batch(shape: tuple[int, ...], outputs: int = 2, n: int = 8) -> tuple[np.ndar
     return tuple(random.standard_normal(size).astype("float32") for size in sizes)
 
 
-def mapped(model: Any, operations: Any, x: Any, y: Any) -> tuple[list[Any], list[Any], list[bool]]:
-    """The old gradients, mapped as slots are, and those of the grown model, and if estimates."""
+def mapped(
+    model: Any, operations: Any, x: Any, y: Any
+) -> tuple[list[Any], list[Any], list[set[str]]]:
+    """The old gradients, mapped as slots are; those of the grown model; why some are estimates."""
     variables = list(model.trainable_variables)
     old = gradients(model, x, y)
     draft = draft_growth(model, operations, 3)
@@ -73,7 +75,7 @@ def mapped(model: Any, operations: Any, x: Any, y: Any) -> tuple[list[Any], list
     for variable, gradient in zip(variables, old, strict=True):
         history = changed.get(id(variable))
         expected.append(gradient if history is None else history.as_gradient(gradient))
-        estimates.append(history is not None and history.estimated)
+        estimates.append(set() if history is None else set(history.estimates))
         found.append(new[id(variable)])
     return expected, found, estimates
 
@@ -197,7 +199,7 @@ def test_how_far_off_the_mean_of_random_shares_is(outputs, most):
     model = randomize(keras.Model(inputs, layers.Dense(outputs, name="out")(x)))
     x, y = batch((6,), outputs, n=32)
     expected, found, estimates = mapped(model, n2n.Wider("a", 32), x, y)
-    assert estimates == [True, True, False, False]
+    assert estimates == [{"shares"}, {"shares"}, set(), set()]
     assert apart(expected[2:], found[2:]) < 1e-6  # what reads copies is exact always
     error = np.linalg.norm(expected[0] - found[0]) / np.linalg.norm(found[0])
     assert error < most, error
