@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_net2net import keras_privates as privates
@@ -312,7 +311,7 @@ def _grow(
                     # No growth changes the inputs, so that the planned graph tells a probe
                     # what to make.
                     before = probe(model, draft.graph, None if verify is True else verify)
-            if before is not None and in_training is None and _normalizes(planned):
+            if before is not None and in_training is None and planned.normalizes:
                 data = before.batch if draft.training_data is None else draft.training_data
                 in_training = training_probe(model, data)
             more, seen = apply_plan(planned, draft, transaction)
@@ -395,12 +394,6 @@ def _notes(draft: Draft, planned: Plan) -> tuple[str, ...]:
             "units, the loss changes by it"
         )
     return tuple(notes)
-
-
-def _normalizes(planned: Plan) -> bool:
-    """Whether normalizations are inserted: in training mode they see the batch alone."""
-    insertions = [insertion for step in planned.steps for insertion in step.insertions]
-    return any(issubclass(i.layer_class, keras.layers.BatchNormalization) for i in insertions)
 
 
 def _has_penalties(draft: Draft, planned: Plan) -> bool:

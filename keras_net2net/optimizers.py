@@ -126,6 +126,8 @@ def _notes(
     reasons: set[str] = set()
     if moments and any(not step.exact or step.outputs for step in plan.steps):
         reasons.add("function")
+    if moments and plan.normalizes:
+        reasons.add("normalized")
     for slot in moments:
         if slot.kind is not None and id(slot.owner) in grown:
             unsure = grown[id(slot.owner)].estimates

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_net2net.remaps import Remap
@@ -228,6 +229,12 @@ class Plan:
     def empty(self) -> bool:
         """Whether nothing would change."""
         return not any(step.widths or step.insertions or step.layers for step in self.steps)
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether normalizations are inserted: in training mode they see the batch alone."""
+        inserted = [insertion.layer_class for step in self.steps for insertion in step.insertions]
+        return any(issubclass(cls, keras.layers.BatchNormalization) for cls in inserted)
 
     def apply_to(
         self, weights: Mapping[str, np.ndarray], *, partial: bool = False

@@ -54,6 +54,8 @@ ESTIMATES = {
     "gradients in step: exact where the copies were read with even shares",
     "filled": "a normalization takes a part of the gradient from units that fill it, which isn't "
     "known: what makes the other units keeps the moments that it would have without",
+    "normalized": "an inserted BatchNormalization takes the mean and the scale of a batch out of "
+    "the gradients of what it reads: the optimizer's state of that is carried as it was before",
     "function": "what the model computes changes, or its loss, and with it the gradients: the "
     "optimizer's state is carried as it was before",
 }
