@@ -199,12 +199,14 @@ class History:
         """Why the gradient of what was there before is an estimate only, as in `ESTIMATES`."""
         found: set[str] = set()
         for change, shares in self.changes:
-            if not shares.exact:
-                found.add("function")
+            reasons: set[str] = set()
             if isinstance(change, VariableChange):
                 for axis in change.axes:
                     if axis is not None and axis.role != READS:
-                        found |= _estimates(axis, change.how)
+                        reasons |= _estimates(axis, change.how)
+            if not shares.exact:  # new classes hold the mean of others as well
+                reasons = reasons - {"filled"} | {"function"}
+            found |= reasons
         return frozenset(found)
 
 

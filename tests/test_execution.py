@@ -6,7 +6,6 @@ The oracle of each row is the same training by hand: a `fit` up to the growth, `
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from tests.helpers import BACKEND, array, max_difference, outputs, randomize
+from tests.helpers import BACKEND, array, max_difference, outputs, precision, randomize
 
 _random = np.random.default_rng(0)
 X = _random.standard_normal((12, 4)).astype("float32")
@@ -199,27 +198,6 @@ ROWS = {
     "a model with add_loss": Row(build=subclassed),
 }
 HERE = {name: row for name, row in ROWS.items() if BACKEND in row.backends}
-
-
-@contextlib.contextmanager
-def precision(policy: str):
-    """A dtype policy; JAX has no float64 unless it is told to."""
-    before = keras.config.dtype_policy().name
-    floats = keras.config.floatx()
-    with contextlib.ExitStack() as stack:
-        if policy == "float64" and BACKEND == "jax":
-            import jax
-
-            jax.config.update("jax_enable_x64", True)
-            stack.callback(jax.config.update, "jax_enable_x64", False)
-        keras.config.set_dtype_policy(policy)
-        if policy == "float64":
-            keras.config.set_floatx("float64")
-        try:
-            yield
-        finally:
-            keras.config.set_floatx(floats)
-            keras.config.set_dtype_policy(before)
 
 
 def made(row: Row) -> keras.Model:
