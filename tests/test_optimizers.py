@@ -110,18 +110,25 @@ def named(slot: privates.Slot) -> str:
     return slot.name.split("/")[-1]  # without the optimizer's own
 
 
+@pytest.mark.parametrize("operation", [DOUBLE, n2n.Narrower()], ids=["wider", "narrower"])
 @pytest.mark.parametrize("name", HAVE)
-def test_carried_slots_are_those_of_a_model_that_was_large_from_the_start(name, teacher):
-    small, large, (before, after) = teacher
+def test_carried_slots_are_those_of_a_model_that_had_its_size_from_the_start(
+    name, operation, teacher
+):
+    """Two copies of each unit, with even shares; and merged again, with all that they keep."""
+    models = list(zip(teacher[:2], teacher[2], strict=True))
+    if operation is not DOUBLE:
+        models.reverse()
+    (first, before), (last, after) = models
     make = HAVE[name]
-    model = n2n.clone(small)
+    model = n2n.clone(first)
     optimizer = stepped(model, make(), before)
     model.compile(optimizer, "mse", jit_compile=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        n2n.grow(model, DOUBLE, seed=3, optimizer_state="carry")
+        n2n.grow(model, operation, seed=3, optimizer_state="carry")
     assert model.optimizer is optimizer
-    native = stepped(n2n.clone(large), make(), after)
+    native = stepped(n2n.clone(last), make(), after)
     assert int(optimizer.iterations) == int(native.iterations)
     found, expected = all_slots(optimizer), all_slots(native)
     assert list(map(named, found)) == list(map(named, expected))
@@ -157,12 +164,13 @@ def test_reset_slots_are_those_of_a_new_optimizer(name, teacher):
     assert all(np.all(np.isfinite(array(v))) for v in model.trainable_variables)
 
 
-def tiny(optimizer: Any) -> Any:
+def tiny(optimizer: Any, units: int = 2) -> Any:
     """One input, two units, one output, with slots made for it."""
     model = keras.Sequential(
-        [keras.Input((1,)), layers.Dense(2, name="fc"), layers.Dense(1, name="out")]
+        [keras.Input((1,)), layers.Dense(units, name="fc"), layers.Dense(1, name="out")]
     )
-    model.set_weights(list(map(np.array, ([[3.0, 5.0]], [1.0, 2.0], [[6.0], [8.0]], [7.0]))))
+    if units == 2:
+        model.set_weights(list(map(np.array, ([[3.0, 5.0]], [1.0, 2.0], [[6.0], [8.0]], [7.0]))))
     model.compile(optimizer, "mse")
     optimizer.build(model.trainable_variables)
     return model
@@ -275,6 +283,15 @@ def test_ftrl_makes_the_grown_weights_of_its_sums(how, factor):
         assert np.abs(array(variable) - value).max() < 1e-5, variable.path
 
 
+def averaged(model: Any, x: Any) -> np.ndarray:
+    """What the model computes with the averages of its weights."""
+    other = n2n.clone(model)
+    averages = {id(s.owner): s.variable for s in all_slots(model.optimizer)}
+    for mine, theirs in zip(model.trainable_variables, other.trainable_variables, strict=True):
+        theirs.assign(array(averages[id(mine)]))
+    return array(other(x))
+
+
 @pytest.mark.parametrize("kind", [{}, {"shares": "even"}, {"new_units": "fresh"}])
 def test_averages_of_the_weights_grow_as_the_weights_do(kind):
     """The model of the averages computes what it computed before."""
@@ -287,17 +304,10 @@ def test_averages_of_the_weights_grow_as_the_weights_do(kind):
         slot.variable.assign(random.standard_normal(slot.variable.shape))
     optimizer.iterations.assign(5)
 
-    def averaged() -> np.ndarray:
-        other = n2n.clone(model)
-        for variable, average in zip(
-            other.trainable_variables, optimizer._model_variables_moving_average, strict=True
-        ):
-            variable.assign(array(average))
-        return array(other(batch((3,))[0]))
-
-    before = averaged()
+    x = batch((3,))[0]
+    before = averaged(model, x)
     n2n.grow(model, [n2n.Wider("b", 9, **kind), n2n.Deeper("b")], seed=0, optimizer_state="carry")
-    assert np.abs(averaged() - before).max() < 1e-5
+    assert np.abs(averaged(model, x) - before).max() < 1e-5
 
 
 def test_gradients_that_are_being_accumulated_are_not_lost():
@@ -318,6 +328,46 @@ def test_gradients_that_are_being_accumulated_are_not_lost():
     for one, other in zip(*found, strict=True):
         assert np.abs(one).max() > 1e-3
         assert np.abs(one - other).max() < 1e-6
+
+
+def test_averages_of_a_kernel_become_averages_of_its_factors():
+    """The factors of the average, not the average of factors, which have other bases."""
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(4, activation="tanh", name="a"),
+            layers.Dense(4, activation="tanh", name="b"),
+            layers.Dense(2, name="out"),
+        ]
+    )
+    optimizer = opt.SGD(0.1, use_ema=True)
+    randomize(model).compile(optimizer, "mse")
+    optimizer.build(model.trainable_variables)
+    random = np.random.default_rng(1)
+    for slot in all_slots(optimizer):
+        slot.variable.assign(random.standard_normal(slot.variable.shape))
+    x = batch((3,))[0]
+    before = averaged(model, x)
+    n2n.grow(model, n2n.Deeper("b", form="factor"), seed=0, optimizer_state="carry")
+    assert np.abs(averaged(model, x) - before).max() < 1e-5
+
+
+def test_the_moments_of_adam_through_a_merger_worked_out_by_hand():
+    """Of units 0, 1, 0 the third goes: its roots of v are added, its readers' dropped."""
+    optimizer = opt.Adam(0.1)
+    model = tiny(optimizer, units=3)
+    model.set_weights(
+        list(map(np.array, ([[3.0, 5.0, 3.0]], [1.0, 2.0, 1.0], [[4.0], [8.0], [2.0]], [7.0])))
+    )
+    fill(
+        optimizer,
+        momentums=([[4.0, 8.0, 2.0]], [2.0, 6.0, 1.0], [[10.0], [20.0], [10.0]], [1.0]),
+        velocities=([[16.0, 64.0, 4.0]], [4.0, 36.0, 1.0], [[100.0], [400.0], [100.0]], [1.0]),
+    )
+    n2n.grow(model, n2n.Narrower("fc"), seed=0, optimizer_state="carry")
+    assert [w.tolist() for w in model.get_weights()] == [[[3, 5]], [1, 2], [[6], [8]], [7]]
+    assert of(optimizer, "momentums") == [[[6.0, 8.0]], [3.0, 6.0], [[10.0], [20.0]], [1.0]]
+    assert of(optimizer, "velocities") == [[[36.0, 64.0]], [9.0, 36.0], [[100.0], [400.0]], [1.0]]
 
 
 # -- what an optimizer keeps beside its slots --------------------------------------------------
