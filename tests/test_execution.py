@@ -136,6 +136,12 @@ def scaled() -> keras.optimizers.LossScaleOptimizer:
     return keras.optimizers.LossScaleOptimizer(inner, 16.0, dynamic_growth_steps=3)
 
 
+def accumulated() -> keras.optimizers.LossScaleOptimizer:
+    """The growth comes in the middle of a step: after three batches of four."""
+    inner = keras.optimizers.Adam(0.01, gradient_accumulation_steps=2)
+    return keras.optimizers.LossScaleOptimizer(inner, 16.0, dynamic_growth_steps=3)
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One way to train.
@@ -149,6 +155,7 @@ class Row:
         fitted: What else `fit` is given.
         backends: The backends that can do it.
         steps: The steps of the optimizer in an epoch.
+        state: What becomes of the optimizer's state.
         traced: Whether TensorFlow traces the steps, for which it takes long.
     """
 
@@ -160,12 +167,23 @@ class Row:
     fitted: dict[str, Any] = dataclasses.field(default_factory=dict)
     backends: tuple[str, ...] = ("tensorflow", "jax", "torch")
     steps: float = 3
+    state: str = "reset"
     traced: bool = False
 
 
 ROWS = {
     "float32": Row(traced=True),
     "mixed_float16": Row("mixed_float16", optimizer=scaled, traced=True),
+    "mixed_float16, carried": Row(
+        "mixed_float16",
+        optimizer=scaled,
+        state="carry",
+        backends=("tensorflow", "torch"),
+        traced=True,
+    ),
+    "mixed_float16, accumulated and carried": Row(
+        "mixed_float16", optimizer=accumulated, steps=1.5, state="carry", traced=True
+    ),
     "mixed_bfloat16": Row("mixed_bfloat16"),
     "bfloat16": Row("bfloat16"),
     "float64": Row("float64"),
@@ -234,9 +252,9 @@ class Watch(keras.callbacks.Callback):
 def test_a_training_with_a_growth_in_it_is_what_it_is_by_hand(row):
     with precision(row.policy):
         model, before, after = made(row), Watch(), Watch()
-        growth = n2n.GrowthScheduler({2: GROWTH}, seed=0, verbose=0)
-        if row.build is subclassed:  # whose code decides which layers it calls
-            growth = n2n.GrowthScheduler({2: GROWTH[0]}, seed=0, verbose=0)
+        # The code of a subclassed model decides which layers it calls.
+        operations = GROWTH[0] if row.build is subclassed else GROWTH
+        growth = n2n.GrowthScheduler({2: operations}, seed=0, verbose=0, optimizer_state=row.state)
         history = train(model, row, 1, 4, before, growth, after)
         rounding = ROUNDING.get(row.policy, 1e-6)
         # The function and the progress stay at the growth.
@@ -257,7 +275,7 @@ def test_a_training_with_a_growth_in_it_is_what_it_is_by_hand(row):
         # And by hand.
         other = made(row)
         losses = train(other, row, 1, 2)["loss"]
-        n2n.grow(other, growth.history[0].operations, seed=0)
+        n2n.grow(other, growth.history[0].operations, seed=0, optimizer_state=row.state)
         losses += train(other, row, 2, 4)["loss"]
         assert np.allclose(history["loss"], losses, atol=10 * rounding)
         for ours, theirs in zip(model.weights, other.weights, strict=True):

@@ -15,7 +15,7 @@ import keras_net2net as n2n
 from keras_net2net import keras_privates as privates
 from keras_net2net.errors import GrowthError
 from tests.gradients import batch, dense, gradients
-from tests.helpers import BACKEND, array, randomize
+from tests.helpers import BACKEND, array, precision, randomize
 from tests.operations.test_base import assert_explained
 from tests.states import assert_state, state
 
@@ -310,12 +310,19 @@ def test_averages_of_the_weights_grow_as_the_weights_do(kind):
     assert np.abs(averaged(model, x) - before).max() < 1e-5
 
 
-def test_gradients_that_are_being_accumulated_are_not_lost():
+def accumulating(policy: str) -> Any:
+    inner = opt.SGD(0.1, gradient_accumulation_steps=2)
+    return opt.LossScaleOptimizer(inner, 64.0) if policy == "mixed_float16" else inner
+
+
+@pytest.mark.parametrize(("policy", "most"), [("float32", 1e-6), ("mixed_float16", 2e-3)])
+def test_gradients_that_are_being_accumulated_are_not_lost(policy, most):
     """A growth in the middle leads to the step that the large model would have taken."""
     found = []
     for early in (True, False):
-        model = randomize(dense())
-        model.compile(opt.SGD(0.1, gradient_accumulation_steps=2), "mse", jit_compile=False)
+        with precision(policy):
+            model = randomize(dense())
+        model.compile(accumulating(policy), "mse", jit_compile=False)
         growth = {"seed": 3, "optimizer_state": "carry"}
         if early:
             n2n.grow(model, DOUBLE, **growth)
@@ -325,9 +332,100 @@ def test_gradients_that_are_being_accumulated_are_not_lost():
         before = model.get_weights()
         model.train_on_batch(*batch((3,), n=6))
         found.append([new - old for new, old in zip(model.get_weights(), before, strict=True)])
+        assert int(array(model.optimizer.iterations)) == 1
     for one, other in zip(*found, strict=True):
         assert np.abs(one).max() > 1e-3
-        assert np.abs(one - other).max() < 1e-6
+        assert np.abs(one - other).max() < most
+
+
+@pytest.mark.parametrize(("policy", "most"), [("float32", 1e-6), ("mixed_float16", 2e-3)])
+def test_gradients_that_are_being_accumulated_start_again_where_slots_do(policy, most):
+    """The step in the middle of which the model grows is made of the rest of its batches."""
+    found = []
+    for early in (True, False):
+        with precision(policy):
+            model = randomize(dense())
+        model.compile(accumulating(policy), "mse", jit_compile=False)
+        if early:
+            n2n.grow(model, DOUBLE, seed=3)
+            model.optimizer.build(model.trainable_variables)
+            inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+            inner._iterations.assign(1)
+        else:
+            model.train_on_batch(*batch((3,)))
+            n2n.grow(model, DOUBLE, seed=3)
+        before = model.get_weights()
+        model.train_on_batch(*batch((3,), n=6))
+        found.append([new - old for new, old in zip(model.get_weights(), before, strict=True)])
+    for one, other in zip(*found, strict=True):
+        assert np.abs(one).max() > 1e-3
+        assert np.abs(one - other).max() < most
+
+
+# How coarse the numbers are in which slots are kept.
+POLICIES = {
+    "mixed_float16": 0.0,
+    "mixed_bfloat16": 0.0,
+    "float16": 2.0**-9,
+    "bfloat16": 2.0**-6,
+}
+
+
+@pytest.mark.parametrize("how", ["reset", "carry"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_slots_in_other_precisions_grow_as_those_of_float32(policy, how):
+    """Moments, sums of gradients and averages; and the scale of the loss stays what it was."""
+    operations = [n2n.Wider("b", 8), n2n.Deeper("b"), n2n.Wider("a", 6, shares="even")]
+    found = []
+    for one in (policy, "float32"):
+        with precision(one):
+            model = randomize(dense())
+            for variable in model.trainable_variables:  # the same in both
+                variable.assign(keras.ops.cast(keras.ops.cast(variable, "float16"), "float32"))
+            inner = opt.Adam(0.01, amsgrad=True, use_ema=True, gradient_accumulation_steps=3)
+            optimizer = opt.LossScaleOptimizer(inner, 64.0)
+            model.compile(optimizer, "mse", jit_compile=False)
+            optimizer.build(model.trainable_variables)
+            random = np.random.default_rng(2)
+            for slot in all_slots(optimizer):
+                if slot.owner is not None:
+                    slot.variable.assign(random.uniform(0.5, 2, slot.variable.shape))
+            optimizer.dynamic_scale.assign(16.0)
+            optimizer.step_counter.assign(7)
+            inner._iterations.assign(5)
+            n2n.grow(model, operations, seed=0, optimizer_state=how)
+        assert float(array(optimizer.dynamic_scale)) == 16.0
+        assert int(array(optimizer.step_counter)) == 7
+        assert int(array(inner._iterations)) == 5
+        found.append([slot for slot in all_slots(optimizer) if slot.owner is not None])
+    assert list(map(named, found[0])) == list(map(named, found[1]))
+    assert len(found[0]) == 5 * 8
+    for one, other in zip(*found, strict=True):
+        assert one.variable.dtype == one.owner.dtype
+        new, like = (array(slot.variable).astype("float64") for slot in (one, other))
+        assert new.shape == tuple(one.owner.shape)
+        error = np.abs(new - like).max()
+        assert error <= POLICIES[policy] * np.abs(like).max() + 1e-9, one.variable.path
+
+
+@pytest.mark.parametrize("how", ["reset", "carry"])
+def test_averages_in_mixed_precision_compute_what_they_did(how):
+    with precision("mixed_float16"):
+        model = randomize(dense())
+        optimizer = opt.LossScaleOptimizer(opt.SGD(0.1, use_ema=True, ema_momentum=0.5), 64.0)
+        model.compile(optimizer, "mse", jit_compile=False)
+        x, y = batch((3,))
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        now, before = array(model(x)), averaged(model, x)
+        assert np.abs(now - before).max() > 1e-2
+        n2n.grow(model, [n2n.Wider("b", 9), n2n.Deeper("b")], seed=0, optimizer_state=how)
+        # Those that start again start at the weights.
+        expected = before if how == "carry" else now
+        assert np.abs(averaged(model, x) - expected).max() < 5e-3
+        model.train_on_batch(x, y)
+        optimizer.finalize_variable_values(model.trainable_variables)
+        assert np.all(np.isfinite(array(model(x))))
 
 
 def test_averages_of_a_kernel_become_averages_of_its_factors():
