@@ -6,9 +6,12 @@ The oracle of each row is the same training by hand: a `fit` up to the growth, `
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -23,6 +26,7 @@ X = _random.standard_normal((12, 4)).astype("float32")
 Y = _random.standard_normal((12, 2)).astype("float32")
 LABELS = _random.integers(0, 2, (12, 1))
 GROWTH = [n2n.Wider("fc", 9), n2n.Deeper("fc")]
+KERNELS = (4, 6), (4, 9)  # of `fc`, before and after
 ROUNDING = {"mixed_float16": 1e-2, "mixed_bfloat16": 1e-1, "bfloat16": 1e-1}
 if BACKEND == "tensorflow":  # elsewhere, Keras computes in float32 what is given in float64
     ROUNDING["float64"] = 1e-12
@@ -156,6 +160,7 @@ class Row:
         backends: The backends that can do it.
         steps: The steps of the optimizer in an epoch.
         state: What becomes of the optimizer's state.
+        dynamo: On PyTorch, what the steps are compiled with.
         traced: Whether TensorFlow traces the steps, for which it takes long.
     """
 
@@ -168,6 +173,7 @@ class Row:
     backends: tuple[str, ...] = ("tensorflow", "jax", "torch")
     steps: float = 3
     state: str = "reset"
+    dynamo: str = ""
     traced: bool = False
 
 
@@ -189,6 +195,12 @@ ROWS = {
     "float64": Row("float64"),
     "jit_compile=True": Row(
         compiled={"jit_compile": True}, backends=("tensorflow", "jax"), traced=True
+    ),
+    "jit_compile=True, PyTorch's graphs": Row(
+        compiled={"jit_compile": True}, backends=("torch",), dynamo="eager"
+    ),
+    "jit_compile=True, PyTorch's compiler": Row(
+        compiled={"jit_compile": True}, backends=("torch",), dynamo="inductor"
     ),
     "jit_compile='auto'": Row(compiled={"jit_compile": "auto"}, traced=True),
     "run_eagerly": Row(compiled={"run_eagerly": True}),
@@ -215,7 +227,41 @@ ROWS = {
     "a layer with add_loss": Row(build=penalized),
     "a model with add_loss": Row(build=subclassed),
 }
-HERE = {name: row for name, row in ROWS.items() if BACKEND in row.backends}
+HERE = [
+    # What compiles C++ takes a minute or two.
+    pytest.param(row, id=name, marks=[pytest.mark.slow] * (row.dynamo == "inductor"))
+    for name, row in ROWS.items()
+    if BACKEND in row.backends
+]
+
+
+@contextlib.contextmanager
+def compiled_by(dynamo: str) -> Iterator[list[set[tuple[int, ...]]]]:
+    """Compiles steps on PyTorch, and notes the shapes of what each graph is given.
+
+    Giving up on a function that was compiled too often is an error. The compiler's own
+    warnings aren't.
+    """
+    graphs: list[set[tuple[int, ...]]] = []
+    if not dynamo:
+        yield graphs
+        return
+    import torch
+
+    def noting(module: Any, inputs: list[Any]) -> Any:
+        graphs.append({tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor)})
+        return torch._dynamo.lookup_backend(dynamo)(module, inputs)
+
+    compile_ = torch.compile
+    torch.compiler.reset()
+    with (
+        mock.patch.object(torch, "compile", lambda step: compile_(step, backend=noting)),
+        torch._dynamo.config.patch(fail_on_recompile_limit_hit=True),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield graphs
+    torch.compiler.reset()
 
 
 def made(row: Row) -> keras.Model:
@@ -248,9 +294,9 @@ class Watch(keras.callbacks.Callback):
         self.seen.append((outputs(self.model, X), scale, steps))
 
 
-@pytest.mark.parametrize("row", HERE.values(), ids=HERE)
+@pytest.mark.parametrize("row", HERE)
 def test_a_training_with_a_growth_in_it_is_what_it_is_by_hand(row):
-    with precision(row.policy):
+    with precision(row.policy), compiled_by(row.dynamo) as graphs:
         model, before, after = made(row), Watch(), Watch()
         # The code of a subclassed model decides which layers it calls.
         operations = GROWTH[0] if row.build is subclassed else GROWTH
@@ -272,6 +318,9 @@ def test_a_training_with_a_growth_in_it_is_what_it_is_by_hand(row):
         if "mixed_float16" in row.policy:
             # TensorFlow builds the optimizer with its first step.
             assert [scale for _, scale, _ in after.seen][1:] == [32.0, 64.0]
+        if row.dynamo:  # the kernels before and after
+            assert [sum(shape in graph for graph in graphs) > 0 for shape in KERNELS] == [True] * 2
+            assert sum(KERNELS[1] in graph for graph in graphs[-4:]) > 0
         # And by hand.
         other = made(row)
         losses = train(other, row, 1, 2)["loss"]
@@ -301,4 +350,21 @@ def test_a_loop_of_ones_own_grows_between_two_batches():
     train(fitted, Row(), 0, 3, growth)
     assert np.all(np.isfinite(losses))
     for ours, theirs in zip(looped.weights, fitted.weights, strict=True):
+        assert np.max(np.abs(array(ours) - array(theirs))) < 1e-5
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="compiles a function eight times at most there")
+def test_any_number_of_growths_is_compiled_on_pytorch():
+    """What was compiled for the model before a growth doesn't count any more."""
+    schedule = {n: n2n.Wider("fc", 6 + n) for n in range(1, 5)}
+    row = Row(compiled={"jit_compile": True}, dynamo="eager")
+    with compiled_by(row.dynamo) as graphs:
+        model, plainly = made(row), made(Row())
+        for one in (model, plainly):
+            growth = n2n.GrowthScheduler(schedule, seed=0, verbose=0)
+            train(one, row, 0, 5, growth)
+            assert [report.epoch for report in growth.history] == [1, 2, 3, 4]
+    found = {shape for graph in graphs for shape in graph}
+    assert {(4, 6 + n) for n in range(5)} <= found
+    for ours, theirs in zip(model.weights, plainly.weights, strict=True):
         assert np.max(np.abs(array(ours) - array(theirs))) < 1e-5
