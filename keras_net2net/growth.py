@@ -158,10 +158,16 @@ def grow(
             weights on every backend and machine. Defaults to `None`: a random one,
             which the report names.
         optimizer_state: `"reset"`: the optimizer's slots (moments, averages) start
-            again. `"carry"`: they grow as the gradients do: a copy's moments are those
-            of its unit, times the share with which it is read (squared for second
-            moments); what reads it keeps them as they are; fresh units and inserted
-            layers start again. Exact for even shares, an estimate for random ones.
+            again; gradients that are being accumulated are lost. `"carry"`: they grow as
+            the gradients do: a copy's moments are those of its unit, times the share with
+            which it is read (squared for second moments); what reads it keeps them as they
+            are; where copies are merged, they are added up (the roots of second moments).
+            Fresh units, new places of kernels and inserted layers start again, and so do
+            weights that factors replace. Exact where shares are even and the function
+            stays; an estimate for random shares, for units that fill a layer
+            normalization, in front of an inserted BatchNormalization, and where the
+            function or the loss changes (noise, random units, new classes, removed units
+            that are no copies). The report says so. Averages of weights grow as weights.
             Defaults to `"reset"`.
         learning_rate: Float, what the learning rate is multiplied by, schedules
             included. Chen et al. (2016, section 3) advise a tenth of the teacher's

@@ -321,7 +321,8 @@ def test_a_training_with_a_growth_in_it_is_what_it_is_by_hand(row):
         if row.dynamo:  # the kernels before and after
             assert [sum(shape in graph for graph in graphs) > 0 for shape in KERNELS] == [True] * 2
             assert sum(KERNELS[1] in graph for graph in graphs[-4:]) > 0
-        # And by hand.
+        # And by hand; where PyTorch compiles, without that.
+        row = dataclasses.replace(row, compiled={}) if row.dynamo else row
         other = made(row)
         losses = train(other, row, 1, 2)["loss"]
         n2n.grow(other, growth.history[0].operations, seed=0, optimizer_state=row.state)
@@ -353,18 +354,19 @@ def test_a_loop_of_ones_own_grows_between_two_batches():
         assert np.max(np.abs(array(ours) - array(theirs))) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "torch", reason="compiles a function eight times at most there")
 def test_any_number_of_growths_is_compiled_on_pytorch():
     """What was compiled for the model before a growth doesn't count any more."""
-    schedule = {n: n2n.Wider("fc", 6 + n) for n in range(1, 5)}
+    schedule = {n: n2n.Wider("fc", 6 + n) for n in range(1, 4)}
     row = Row(compiled={"jit_compile": True}, dynamo="eager")
     with compiled_by(row.dynamo) as graphs:
         model, plainly = made(row), made(Row())
         for one in (model, plainly):
             growth = n2n.GrowthScheduler(schedule, seed=0, verbose=0)
-            train(one, row, 0, 5, growth)
-            assert [report.epoch for report in growth.history] == [1, 2, 3, 4]
+            train(one, row, 0, 4, growth)
+            assert [report.epoch for report in growth.history] == [1, 2, 3]
     found = {shape for graph in graphs for shape in graph}
-    assert {(4, 6 + n) for n in range(5)} <= found
+    assert {(4, 6 + n) for n in range(4)} <= found
     for ours, theirs in zip(model.weights, plainly.weights, strict=True):
         assert np.max(np.abs(array(ours) - array(theirs))) < 1e-5
