@@ -146,7 +146,8 @@ class VariableChange:
                     new = merged(before, axis, change.remap)
                     continue
                 new = np.take(before, change.remap.index, axis=axis)
-                _fill(np.moveaxis(new, axis, 0), np.moveaxis(before, axis, 0), change)
+                units, source = np.moveaxis(new, axis, 0), np.moveaxis(before, axis, 0)
+                _fill(units, source, change, factor=self.scale != 1.0)
         if new is old:
             new = old.copy()
         if self.scale != 1.0:
@@ -300,11 +301,12 @@ class VariableReplacement:
         return self.compute(value).astype(value.dtype, copy=False)
 
 
-def _fill(units: np.ndarray, old: np.ndarray, change: AxisChange) -> None:
+def _fill(units: np.ndarray, old: np.ndarray, change: AxisChange, *, factor: bool) -> None:
     """Sets the units that fill an axis: the means of groups of old units, or zeros.
 
     What reads such units keeps copies, unless it has to be silent: where they hold
-    nothing, what reads them is free, and a copy has a gradient from the start.
+    nothing, what reads them is free, and a copy has a gradient from the start. So does
+    the factor of a normalization: were it zero as well, such a unit would never learn.
     """
     fill, groups = change.remap.fill, change.remap.groups
     if fill is None or groups is None:
@@ -312,7 +314,8 @@ def _fill(units: np.ndarray, old: np.ndarray, change: AxisChange) -> None:
     if change.silent:
         units[fill != COPY] = 0
     elif change.role != READS:
-        units[fill < COPY] = 0
+        if not factor:
+            units[fill < COPY] = 0
         for group in np.unique(fill[fill > COPY]):
             units[fill == group] = old[groups == group].mean(axis=0)
     if change.offset:

@@ -245,6 +245,15 @@ def test_an_inserted_batch_normalization_takes_the_mean_out_of_gradients():
     assert apart([found["out/kernel"], found["out/bias"]]) < 1e-5
 
 
+@pytest.mark.parametrize("build", [normalized, roots])
+def test_units_that_fill_a_normalization_have_gradients(build):
+    """One of two zeros has to be something else, or they would be zero for ever."""
+    model = randomize(build())
+    n2n.grow(model, wider("a", 6), seed=0)
+    found = gradients(model, *batch((3,)))
+    assert np.abs(found[0][:, 4:]).max(axis=0).min() > 1e-4
+
+
 @pytest.mark.parametrize(
     ("build", "operations", "before", "notes"),
     [
