@@ -50,7 +50,7 @@ def apply_plan(
     # What is known of the planned graph: its shapes are the new ones.
     known = {facts.path: facts for facts in draft.inference.facts.values()}
     growing = [path for path in changes if path not in draft.inserted]
-    inserted = {}
+    inserted: dict[int, Any] = {}
     with privates.variable_scope(draft.model):
         old = (_values(known[path].operation, changes[path]) for path in growing)
         work = ((values, changes[path], plan.seed) for path, values in zip(growing, old))  # noqa: B905
@@ -63,6 +63,7 @@ def apply_plan(
             shape = _shape_of(known[path].given[0][0])
             steps = changes.get(path, [])
             inserted[id(new.layer)] = build_inserted(new.insertion, shape, steps, plan.seed)
+    draft.made = {path: inserted[id(new.layer)] for path, new in draft.inserted.items()}
     relabel(draft.graph, known.values(), transaction)
     for graph in draft.graph.subgraphs():
         if graph.edited:
@@ -107,11 +108,16 @@ def build_inserted(
 
 
 def changed_variables(plan: Plan, draft: Draft) -> dict[str, Any]:
-    """The variables of the model that a plan changes, by their paths in the plan."""
+    """The variables of the model that a plan changes, by their paths in the plan.
+
+    Once the plan is carried out, those of the layers that it inserts as well.
+    """
     layers = {facts.path: facts.operation for facts in draft.inference.facts.values()}
+    layers = {path: layer for path, layer in layers.items() if path not in draft.inserted}
+    layers |= draft.made
     found = {}
-    for path in {layer.path for step in plan.steps for layer in step.layers}:
-        if path not in draft.inserted and isinstance(layers[path], keras.Layer):
+    for path in {*draft.made, *(layer.path for step in plan.steps for layer in step.layers)}:
+        if isinstance(layers.get(path), keras.Layer):
             for name, variable in privates.named_variables(layers[path]).items():
                 found[f"{path}/{name}"] = variable
     return found

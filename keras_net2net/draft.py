@@ -122,6 +122,7 @@ class Draft:
         self.settings: dict[int, dict[str, Any]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.inserted: dict[str, Inserted] = {}
+        self.made: dict[str, Any] = {}  # what was inserted, once the plan is carried out
         self.steps: list[Step] = []
         self.parameters = int(model.count_params())
         self._before = self.parameters

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_net2net import keras_privates as privates
@@ -159,10 +158,16 @@ def grow(
             weights on every backend and machine. Defaults to `None`: a random one,
             which the report names.
         optimizer_state: `"reset"`: the optimizer's slots (moments, averages) start
-            again. `"carry"`: they grow as the gradients do: a copy's moments are those
-            of its unit, times the share with which it is read (squared for second
-            moments); what reads it keeps them as they are; fresh units and inserted
-            layers start again. Exact for even shares, an estimate for random ones.
+            again; gradients that are being accumulated are lost. `"carry"`: they grow as
+            the gradients do: a copy's moments are those of its unit, times the share with
+            which it is read (squared for second moments); what reads it keeps them as they
+            are; where copies are merged, they are added up (the roots of second moments).
+            Fresh units, new places of kernels and inserted layers start again, and so do
+            weights that factors replace. Exact where shares are even and the function
+            stays; an estimate for random shares, for units that fill a layer
+            normalization, in front of an inserted BatchNormalization, and where the
+            function or the loss changes (noise, random units, new classes, removed units
+            that are no copies). The report says so. Averages of weights grow as weights.
             Defaults to `"reset"`.
         learning_rate: Float, what the learning rate is multiplied by, schedules
             included. Chen et al. (2016, section 3) advise a tenth of the teacher's
@@ -295,7 +300,7 @@ def _grow(
                     # No growth changes the inputs, so that the planned graph tells a probe
                     # what to make.
                     before = probe(model, draft.graph, None if verify is True else verify)
-            if before is not None and in_training is None and _normalizes(planned):
+            if before is not None and in_training is None and planned.normalizes:
                 data = before.batch if draft.training_data is None else draft.training_data
                 in_training = training_probe(model, data)
             more, seen = apply_plan(planned, draft, transaction)
@@ -379,12 +384,6 @@ def _notes(draft: Draft, planned: Plan) -> tuple[str, ...]:
             "units, the loss changes by it"
         )
     return tuple(notes)
-
-
-def _normalizes(planned: Plan) -> bool:
-    """Whether normalizations are inserted: in training mode they see the batch alone."""
-    insertions = [insertion for step in planned.steps for insertion in step.insertions]
-    return any(issubclass(i.layer_class, keras.layers.BatchNormalization) for i in insertions)
 
 
 def _has_penalties(draft: Draft, planned: Plan) -> bool:

@@ -725,8 +725,17 @@ def forget_functions(model: Any) -> None:
 
     They hold the old variables. `fit` made its training step before its loop and
     reads `train_function` at every step, so it must find one there.
+
+    PyTorch keeps what it compiled by the code of each function, with guards, compiles it
+    anew for other shapes, but only eight times (`recompile_limit`); after that, it runs
+    the code as it is, for the rest of the process. What it holds of the model before a
+    growth can't be used again, so that it is told to forget.
     """
     running = getattr(model, "train_function", None) is not None
+    if running and keras.backend.backend() == "torch" and getattr(model, "jit_compile", False):
+        import torch
+
+        torch.compiler.reset()
     for name in ("train_function", "test_function", "predict_function"):
         if getattr(model, name, None) is not None:
             delattr(model, name)  # or TensorFlow goes on tracking it under its name

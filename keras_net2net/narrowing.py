@@ -284,13 +284,13 @@ def _first_of_each(labels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _taken_over(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """For each unit the one that takes over: itself, or the first of its class that stays."""
+    """For each unit the one that takes over: itself, or one of its class that stays, in turn."""
     into = np.full(len(labels), REMOVED)
     for label in range(int(labels.max()) + 1):
         units = np.flatnonzero(labels == label)
-        stay = units[kept[units]]
+        stay, gone = units[kept[units]], units[~kept[units]]
         if len(stay):
-            into[units] = stay[0]
+            into[gone] = np.resize(stay, len(gone))
     into[kept] = np.flatnonzero(kept)
     return into
 

@@ -13,7 +13,7 @@ from keras_net2net import keras_privates as privates
 from keras_net2net.plan import Plan
 from keras_net2net.rates import new_rate
 from keras_net2net.report import GrowthReport
-from keras_net2net.slots import carry, histories, settle
+from keras_net2net.slots import ESTIMATES, History, Lost, carry, histories, settle
 from keras_net2net.transaction import Transaction
 
 OPTIMIZER_STATES = ("reset", "carry")
@@ -55,7 +55,7 @@ class OptimizerUpdate:
 
         Args:
             plan: What was done.
-            changed: The variables that the plan changed, by their paths in it.
+            changed: The variables that the plan changed or inserted, by their paths in it.
             inserted: The variables of inserted layers.
             state: `"reset"` or `"carry"`.
             transaction: Remembers what is changed.
@@ -80,10 +80,10 @@ class OptimizerUpdate:
             privates.reset_optimizer(self._optimizer, trained)
             if state == "carry":
                 grown = histories(plan, changed)
-                lost = []
+                lost = Lost()
                 for part, slots in zip(self._parts, before, strict=True):
-                    lost += carry(part, slots, grown)
-                notes = _notes([slot for slots in before for slot in slots], grown, lost)
+                    carry(part, slots, grown, plan, changed, lost)
+                notes = _notes([slot for slots in before for slot in slots], grown, plan, lost)
         return notes
 
     def rate(self, policy: Any, report: GrowthReport, transaction: Transaction) -> None:
@@ -120,22 +120,30 @@ class OptimizerUpdate:
 
 
 def _notes(
-    slots: list[privates.Slot], grown: Mapping[int, Any], lost: list[str]
+    slots: list[privates.Slot], grown: Mapping[int, History], plan: Plan, lost: Lost
 ) -> tuple[str, ...]:
-    notes = []
-    moments = [s for s in slots if s.kind is not None and s.kind.power != privates.WEIGHT]
-    if any(id(s.owner) in grown and grown[id(s.owner)].estimated for s in moments):
-        notes.append(
-            "the optimizer's state is carried; for what makes copies with random shares it is "
-            "an estimate, by the mean of these shares (exact with shares='even')"
-        )
+    moments = [s for s in slots if s.kind is not None and s.kind.power in (1, 2)]
+    reasons: set[str] = set()
+    if moments and any(not step.exact or step.outputs for step in plan.steps):
+        reasons.add("function")
+    if moments and plan.normalizes:
+        reasons.add("normalized")
+    for slot in moments:
+        if slot.kind is not None and id(slot.owner) in grown:
+            unsure = grown[id(slot.owner)].estimates
+            reasons |= unsure if slot.kind.power == 2 else unsure - {"merged"}
+    notes = [text for reason, text in ESTIMATES.items() if reason in reasons]
     if any(s.kind is not None and s.kind.power == privates.DERIVED for s in slots):
         notes.append(
             "Adafactor's second moments are carried as their factors' product, and factored anew"
         )
-    if lost:
-        shown = ", ".join(lost[:4]) + (f", and {len(lost) - 4} more" if len(lost) > 4 else "")
-        note = f"the optimizer's {shown} start again: it isn't known what they hold"
-        warnings.warn(note, stacklevel=2)
-        notes.append(note)
+    for paths, why in (
+        (lost.replaced, "others have replaced these weights, and not all of it follows"),
+        (lost.unknown, "it isn't known what they hold"),
+    ):
+        if paths:
+            shown = ", ".join(paths[:4]) + (f", and {len(paths) - 4} more" if paths[4:] else "")
+            note = f"the optimizer's {shown} start again: {why}"
+            warnings.warn(note, stacklevel=2)
+            notes.append(note)
     return tuple(notes)

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_net2net.remaps import Remap
@@ -229,6 +230,12 @@ class Plan:
         """Whether nothing would change."""
         return not any(step.widths or step.insertions or step.layers for step in self.steps)
 
+    @property
+    def normalizes(self) -> bool:
+        """Whether normalizations are inserted: in training mode they see the batch alone."""
+        inserted = [insertion.layer_class for step in self.steps for insertion in step.insertions]
+        return any(issubclass(cls, keras.layers.BatchNormalization) for cls in inserted)
+
     def apply_to(
         self, weights: Mapping[str, np.ndarray], *, partial: bool = False
     ) -> dict[str, np.ndarray]:
@@ -237,8 +244,8 @@ class Plan:
         Args:
             weights: Arrays by path, `"<layer path>/<weight name>"`, with the shapes
                 that the weights had before the growth.
-            partial: Whether weights that the plan changes may be missing. Defaults
-                to `False`.
+            partial: Whether weights that the plan changes, or computes others from, may
+                be missing. Defaults to `False`.
 
         Returns:
             A dict with all of them, grown where the plan grows them, and with the
@@ -255,6 +262,8 @@ class Plan:
                     value = weight.array("float64" if double else "float32")
                     if weight.source is not None:
                         path, compute = weight.source
+                        if partial and path not in grown:
+                            continue
                         value = compute(np.asarray(grown[path])).astype(grown[path].dtype)
                     grown[f"{insertion.path}/{weight.name}"] = value
             for layer in step.layers:

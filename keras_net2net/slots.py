@@ -12,6 +12,15 @@ With even shares this is exact. With random ones, each weight that reads a copy 
 share of its own, and what the copy passes on isn't a multiple of what its unit did.
 Then a is the mean of the shares with which it is read: exact where one weight reads
 it, and an estimate elsewhere.
+
+Where copies are merged again, all of this runs backwards. The unit that stays is read
+with all their shares, so that what makes it gets the sum of their gradients; what reads
+it sees what it saw. Of a mean of squares that is the square of the sum of roots: exact
+where the copies' gradients are multiples of each other, as those of copies with even
+shares are, and a bound from above elsewhere.
+
+A growth that changes the function, or the loss, changes the gradients as well. What is
+carried then is what was known of those before.
 """
 
 from __future__ import annotations
@@ -26,7 +35,7 @@ import numpy as np
 from keras_net2net import keras_privates as privates
 from keras_net2net.apply import ahead
 from keras_net2net.plan import Plan, Step
-from keras_net2net.remaps import Remap
+from keras_net2net.remaps import COPY, REMOVED, Remap
 from keras_net2net.weights import (
     READS,
     AxisChange,
@@ -34,7 +43,22 @@ from keras_net2net.weights import (
     VariableChange,
     VariableReplacement,
     even_shares,
+    merged,
 )
+
+# Why slots are estimates, and what a user should know of it.
+ESTIMATES = {
+    "shares": "for what makes copies with random shares the optimizer's state is an estimate, by "
+    "the mean of these shares (exact with shares='even')",
+    "merged": "for units that take over copies the optimizer's second moments are those of "
+    "gradients in step: exact where the copies were read with even shares",
+    "filled": "a normalization takes a part of the gradient from units that fill it, which isn't "
+    "known: what makes the other units keeps the moments that it would have without",
+    "normalized": "an inserted BatchNormalization takes the mean and the scale of a batch out of "
+    "the gradients of what it reads: the optimizer's state of that is carried as it was before",
+    "function": "what the model computes changes, or its loss, and with it the gradients: the "
+    "optimizer's state is carried as it was before",
+}
 
 
 class Shares:
@@ -46,6 +70,8 @@ class Shares:
     """
 
     def __init__(self, step: Step, seed: int) -> None:
+        # Whether the loss of each batch is what it was.
+        self.exact = step.exact and not step.outputs
         sums: dict[str, list[Any]] = {}
         for layer in step.layers:
             for change in layer.variables:
@@ -108,17 +134,18 @@ class History:
     Args:
         changes: The changes, each with the shares of its step.
         seed: The seed of the growth.
-        replaced: Whether it was replaced by another one, which has no past.
     """
 
-    changes: tuple[tuple[VariableChange, Shares], ...]
+    changes: tuple[tuple[VariableChange | VariableReplacement, Shares], ...]
     seed: int
-    replaced: bool = False
+
+    @property
+    def replaced(self) -> bool:
+        """Whether it was replaced by another weight, whose gradients have no past."""
+        return any(isinstance(change, VariableReplacement) for change, _ in self.changes)
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether something of this shape can be grown as the variable is."""
-        if self.replaced:
-            return False
         for change, _ in self.changes:
             if len(shape) != len(change.axes):
                 return False
@@ -135,7 +162,7 @@ class History:
         return value
 
     def as_gradient(self, value: np.ndarray, power: int = 1, start: float = 0.0) -> np.ndarray:
-        """Grows what goes with a power of the gradient.
+        """Grows what goes with a power of the gradient, of a variable that isn't replaced.
 
         Args:
             value: The old value.
@@ -146,39 +173,68 @@ class History:
             The new value, in float32 or more.
         """
         new = value if value.dtype in (np.float32, np.float64) else value.astype(np.float32)
+        if start:
+            new = new - new.dtype.type(start)
         for change, shares in self.changes:
+            if isinstance(change, VariableReplacement):
+                raise TypeError(f"The gradient of {change.name!r} can't be had from the old one.")
             for at in reversed(range(new.ndim)):
                 axis = change.axes[at]
                 if axis is not None:
-                    new = np.take(new, axis.remap.index, axis=at)
-            # What was gathered is a copy, which can be changed in place.
-            if start:
-                new -= new.dtype.type(start)
+                    new = _gathered(new, at, axis, power)
             for at, axis in enumerate(change.axes):
                 factor = None if axis is None else shares.along(axis, change.how)
                 if factor is not None and not np.all(factor == 1):
                     shape = [1] * new.ndim
                     shape[at] = -1
                     factor = np.where(factor > 0, factor**power, 0)
+                    # What was gathered is a copy, which can be changed in place.
                     new *= factor.astype(new.dtype).reshape(shape)
             if change.scale != 1 and power:
                 new *= new.dtype.type(change.scale**-power)
-            if start:
-                new += new.dtype.type(start)
-        return new
+        return new + new.dtype.type(start) if start else new
 
     @property
-    def estimated(self) -> bool:
-        """Whether a copy's gradient is an estimate only: with random shares, say."""
-        for change, _ in self.changes:
-            for axis in change.axes:
-                if axis is None:
-                    continue
-                copies = axis.role != READS and change.how.copies(axis.remap).any()
-                uneven = change.how.shares == "random" or change.how.noise > 0
-                if (copies and uneven) or axis.remap.fills.any():
-                    return True
-        return False
+    def estimates(self) -> frozenset[str]:
+        """Why the gradient of what was there before is an estimate only, as in `ESTIMATES`."""
+        found: set[str] = set()
+        for change, shares in self.changes:
+            reasons: set[str] = set()
+            if isinstance(change, VariableChange):
+                for axis in change.axes:
+                    if axis is not None and axis.role != READS:
+                        reasons |= _estimates(axis, change.how)
+            if not shares.exact:  # new classes hold the mean of others as well
+                reasons = reasons - {"filled"} | {"function"}
+            found |= reasons
+        return frozenset(found)
+
+
+def _gathered(value: np.ndarray, at: int, axis: AxisChange, power: int) -> np.ndarray:
+    """Gathers a slot along one axis, and adds up what makes units that are merged."""
+    remap = axis.remap
+    if axis.role == READS or remap.into is None or not power:
+        return np.take(value, remap.index, axis=at)
+    if power == 1:
+        return merged(value, at, remap)
+    return merged(np.maximum(value, 0) ** (1 / power), at, remap) ** power
+
+
+def _estimates(axis: AxisChange, how: NewUnits) -> set[str]:
+    """Why the gradient of what makes or follows units is an estimate, along one axis."""
+    remap, found = axis.remap, set()
+    if how.shares == "random" and how.copies(remap).any():
+        found.add("shares")
+    if remap.fill is not None and not axis.silent and np.any(remap.fill > COPY):
+        found.add("filled")  # with the mean of other units, whose gradient that is
+    if remap.into is not None:
+        counts = np.bincount(remap.into[remap.into != REMOVED], minlength=remap.size)
+        if np.any(counts > 1):
+            found.add("merged")
+        # A normalization divides its own part of the gradient evenly.
+        if remap.left is not None and (remap.kept != 1 or len(set(counts.tolist())) > 1):
+            found.add("filled")
+    return found
 
 
 def histories(plan: Plan, variables: Mapping[str, Any]) -> dict[int, History]:
@@ -191,64 +247,101 @@ def histories(plan: Plan, variables: Mapping[str, Any]) -> dict[int, History]:
     Returns:
         The history of each, by the variable's `id`.
     """
-    found: dict[int, list[tuple[VariableChange, Shares]]] = {}
-    replaced: set[int] = set()
+    found: dict[int, list[tuple[VariableChange | VariableReplacement, Shares]]] = {}
     for step in plan.steps:
         shares = Shares(step, plan.seed)
         for layer in step.layers:
             for change in layer.variables:
                 variable = variables.get(change.name)
-                if variable is None:
-                    continue
-                changes = found.setdefault(id(variable), [])
-                if isinstance(change, VariableReplacement):
-                    replaced.add(id(variable))
-                else:
-                    changes.append((change, shares))
-    return {
-        key: History(tuple(changes), plan.seed, key in replaced) for key, changes in found.items()
-    }
+                if variable is not None:
+                    found.setdefault(id(variable), []).append((change, shares))
+    return {key: History(tuple(changes), plan.seed) for key, changes in found.items()}
 
 
-def carry(optimizer: Any, before: list[privates.Slot], changed: Mapping[int, History]) -> list[str]:
+@dataclasses.dataclass
+class Lost:
+    """The paths of slots that start again.
+
+    Args:
+        unknown: Those of which it isn't known what they hold.
+        replaced: Those of weights that were replaced by others.
+    """
+
+    unknown: list[str] = dataclasses.field(default_factory=list)
+    replaced: list[str] = dataclasses.field(default_factory=list)
+
+
+def carry(
+    optimizer: Any,
+    before: list[privates.Slot],
+    changed: Mapping[int, History],
+    plan: Plan,
+    variables: Mapping[str, Any],
+    lost: Lost,
+) -> None:
     """Gives an optimizer's new slots the values of the old ones, grown.
 
     Args:
         optimizer: The optimizer, built for the grown model.
         before: The slots that it had.
         changed: The histories of the variables that grow, by `id`.
-
-    Returns:
-        The paths of the slots that start again, since it isn't known what they hold.
+        plan: What was done.
+        variables: The variables that the plan changed or inserted, by their paths in it.
+        lost: Takes the paths of the slots that start again.
     """
     after = {(id(slot.owner), slot.name): slot.variable for slot in privates.slots_of(optimizer)}
-    lost: list[str] = []
     work, targets = [], []
     for slot in before:
         target = after.get((id(slot.owner), slot.name))
         if target is None:
             if slot.owner is None:
-                lost.append(slot.variable.path)
+                lost.unknown.append(slot.variable.path)
             continue  # frozen, or of another optimizer since
         history = None if slot.owner is None else changed.get(id(slot.owner))
+        power = None if slot.kind is None else slot.kind.power
         if history is None:
             if tuple(target.shape) == tuple(slot.variable.shape):
                 target.assign(slot.variable)
             else:
-                lost.append(slot.variable.path)
+                lost.unknown.append(slot.variable.path)
+        elif history.replaced and power != privates.WEIGHT:
+            lost.replaced.append(slot.variable.path)
         elif slot.kind is None or (
-            slot.kind.power != privates.DERIVED and not history.fits(slot.variable.shape)
+            power != privates.DERIVED and not history.fits(slot.variable.shape)
         ):
-            lost.append(slot.variable.path)
-        elif slot.kind.power != privates.DERIVED:
+            lost.unknown.append(slot.variable.path)
+        elif power != privates.DERIVED:
             start = getattr(optimizer, slot.kind.start) if slot.kind.start else 0.0
-            work.append((history, slot.variable, slot.kind.power, float(start)))
+            work.append((history, slot.variable, power, float(start)))
             targets.append(target)
     read = ((one, privates.read_variable(old), *kind) for one, old, *kind in work)
     for target, value in zip(targets, ahead(_grown, read), strict=True):
         target.assign(value)
+    _derive(before, after, plan, variables)
     _factor(optimizer, changed)
-    return lost
+
+
+def _derive(
+    before: list[privates.Slot],
+    after: Mapping[tuple[int, str], Any],
+    plan: Plan,
+    variables: Mapping[str, Any],
+) -> None:
+    """Gives inserted weights that are computed from others averages computed from theirs."""
+    weights = [weight for step in plan.steps for one in step.insertions for weight in one.weights]
+    if all(weight.source is None for weight in weights):
+        return
+    paths = {id(variable): path for path, variable in variables.items()}
+    old: dict[str, dict[str, np.ndarray]] = {}
+    for slot in before:
+        if slot.kind is not None and slot.kind.power == privates.WEIGHT and id(slot.owner) in paths:
+            value = privates.read_variable(slot.variable)
+            old.setdefault(slot.name, {})[paths[id(slot.owner)]] = value
+    for name, averages in old.items():
+        for path, value in plan.apply_to(averages, partial=True).items():
+            target = after.get((id(variables.get(path)), name))
+            if path not in averages and target is not None:
+                target.assign(value)
 
 
 def _grown(history: History, value: np.ndarray, power: Any, start: float) -> np.ndarray:

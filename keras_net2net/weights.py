@@ -148,10 +148,11 @@ class VariableChange:
             if change is not None:
                 before = new
                 if change.role == READS and change.remap.into is not None:
-                    new = _merged(before, axis, change.remap)
+                    new = merged(before, axis, change.remap)
                     continue
                 new = np.take(before, change.remap.index, axis=axis)
-                _fill(np.moveaxis(new, axis, 0), np.moveaxis(before, axis, 0), change)
+                units, source = np.moveaxis(new, axis, 0), np.moveaxis(before, axis, 0)
+                _fill(units, source, change, factor=self.scale != 1.0)
         if new is old:
             new = old.copy()
         if self.scale != 1.0:
@@ -260,8 +261,8 @@ class VariableChange:
         units[added] = np.where(keep, units[added], 0)
 
 
-def _merged(old: np.ndarray, axis: int, remap: Remap) -> np.ndarray:
-    """Adds what reads removed units to what reads the units that take over."""
+def merged(old: np.ndarray, axis: int, remap: Remap) -> np.ndarray:
+    """Adds what belongs to removed units to what belongs to the units that take over."""
     into = np.asarray(remap.into)
     new = np.take(old, remap.index, axis=axis)
     units, source = np.moveaxis(new, axis, 0), np.moveaxis(old, axis, 0)
@@ -305,11 +306,12 @@ class VariableReplacement:
         return self.compute(value).astype(value.dtype, copy=False)
 
 
-def _fill(units: np.ndarray, old: np.ndarray, change: AxisChange) -> None:
+def _fill(units: np.ndarray, old: np.ndarray, change: AxisChange, *, factor: bool) -> None:
     """Sets the units that fill an axis: the means of groups of old units, or zeros.
 
     What reads such units keeps copies, unless it has to be silent: where they hold
-    nothing, what reads them is free, and a copy has a gradient from the start.
+    nothing, what reads them is free, and a copy has a gradient from the start. So does
+    the factor of a normalization: were it zero as well, such a unit would never learn.
     """
     fill, groups = change.remap.fill, change.remap.groups
     if fill is None or groups is None:
@@ -317,7 +319,8 @@ def _fill(units: np.ndarray, old: np.ndarray, change: AxisChange) -> None:
     if change.silent:
         units[fill != COPY] = 0
     elif change.role != READS:
-        units[fill < COPY] = 0
+        if not factor:
+            units[fill < COPY] = 0
         for group in np.unique(fill[fill > COPY]):
             units[fill == group] = old[groups == group].mean(axis=0)
     if change.offset:

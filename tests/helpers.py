@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,27 @@ if BACKEND == "jax":
 
     # The tests compile for hundreds of shapes, and run each once.
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@contextlib.contextmanager
+def precision(policy: str):
+    """A dtype policy; JAX has no float64 unless it is told to."""
+    before = keras.config.dtype_policy().name
+    floats = keras.config.floatx()
+    with contextlib.ExitStack() as stack:
+        if policy == "float64" and BACKEND == "jax":
+            import jax
+
+            jax.config.update("jax_enable_x64", True)
+            stack.callback(jax.config.update, "jax_enable_x64", False)
+        keras.config.set_dtype_policy(policy)
+        if policy == "float64":
+            keras.config.set_floatx("float64")
+        try:
+            yield
+        finally:
+            keras.config.set_floatx(floats)
+            keras.config.set_dtype_policy(before)
 
 
 def cases(known: dict[str, Any], most: int = 2) -> dict[str, Any]:

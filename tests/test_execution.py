@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -17,13 +19,14 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from tests.helpers import BACKEND, array, max_difference, outputs, randomize
+from tests.helpers import BACKEND, array, max_difference, outputs, precision, randomize
 
 _random = np.random.default_rng(0)
 X = _random.standard_normal((12, 4)).astype("float32")
 Y = _random.standard_normal((12, 2)).astype("float32")
 LABELS = _random.integers(0, 2, (12, 1))
 GROWTH = [n2n.Wider("fc", 9), n2n.Deeper("fc")]
+KERNELS = (4, 6), (4, 9)  # of `fc`, before and after
 ROUNDING = {"mixed_float16": 1e-2, "mixed_bfloat16": 1e-1, "bfloat16": 1e-1}
 if BACKEND == "tensorflow":  # elsewhere, Keras computes in float32 what is given in float64
     ROUNDING["float64"] = 1e-12
@@ -137,6 +140,12 @@ def scaled() -> keras.optimizers.LossScaleOptimizer:
     return keras.optimizers.LossScaleOptimizer(inner, 16.0, dynamic_growth_steps=3)
 
 
+def accumulated() -> keras.optimizers.LossScaleOptimizer:
+    """The growth comes in the middle of a step: after three batches of four."""
+    inner = keras.optimizers.Adam(0.01, gradient_accumulation_steps=2)
+    return keras.optimizers.LossScaleOptimizer(inner, 16.0, dynamic_growth_steps=3)
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One way to train.
@@ -150,6 +159,8 @@ class Row:
         fitted: What else `fit` is given.
         backends: The backends that can do it.
         steps: The steps of the optimizer in an epoch.
+        state: What becomes of the optimizer's state.
+        dynamo: On PyTorch, what the steps are compiled with.
         traced: Whether TensorFlow traces the steps, for which it takes long.
     """
 
@@ -161,17 +172,35 @@ class Row:
     fitted: dict[str, Any] = dataclasses.field(default_factory=dict)
     backends: tuple[str, ...] = ("tensorflow", "jax", "torch")
     steps: float = 3
+    state: str = "reset"
+    dynamo: str = ""
     traced: bool = False
 
 
 ROWS = {
     "float32": Row(traced=True),
     "mixed_float16": Row("mixed_float16", optimizer=scaled, traced=True),
+    "mixed_float16, carried": Row(
+        "mixed_float16",
+        optimizer=scaled,
+        state="carry",
+        backends=("tensorflow", "torch"),
+        traced=True,
+    ),
+    "mixed_float16, accumulated and carried": Row(
+        "mixed_float16", optimizer=accumulated, steps=1.5, state="carry", traced=True
+    ),
     "mixed_bfloat16": Row("mixed_bfloat16"),
     "bfloat16": Row("bfloat16"),
     "float64": Row("float64"),
     "jit_compile=True": Row(
         compiled={"jit_compile": True}, backends=("tensorflow", "jax"), traced=True
+    ),
+    "jit_compile=True, PyTorch's graphs": Row(
+        compiled={"jit_compile": True}, backends=("torch",), dynamo="eager"
+    ),
+    "jit_compile=True, PyTorch's compiler": Row(
+        compiled={"jit_compile": True}, backends=("torch",), dynamo="inductor"
     ),
     "jit_compile='auto'": Row(compiled={"jit_compile": "auto"}, traced=True),
     "run_eagerly": Row(compiled={"run_eagerly": True}),
@@ -198,28 +227,41 @@ ROWS = {
     "a layer with add_loss": Row(build=penalized),
     "a model with add_loss": Row(build=subclassed),
 }
-HERE = {name: row for name, row in ROWS.items() if BACKEND in row.backends}
+HERE = [
+    # What compiles C++ takes a minute or two.
+    pytest.param(row, id=name, marks=[pytest.mark.slow] * (row.dynamo == "inductor"))
+    for name, row in ROWS.items()
+    if BACKEND in row.backends
+]
 
 
 @contextlib.contextmanager
-def precision(policy: str):
-    """A dtype policy; JAX has no float64 unless it is told to."""
-    before = keras.config.dtype_policy().name
-    floats = keras.config.floatx()
-    with contextlib.ExitStack() as stack:
-        if policy == "float64" and BACKEND == "jax":
-            import jax
+def compiled_by(dynamo: str) -> Iterator[list[set[tuple[int, ...]]]]:
+    """Compiles steps on PyTorch, and notes the shapes of what each graph is given.
 
-            jax.config.update("jax_enable_x64", True)
-            stack.callback(jax.config.update, "jax_enable_x64", False)
-        keras.config.set_dtype_policy(policy)
-        if policy == "float64":
-            keras.config.set_floatx("float64")
-        try:
-            yield
-        finally:
-            keras.config.set_floatx(floats)
-            keras.config.set_dtype_policy(before)
+    Giving up on a function that was compiled too often is an error. The compiler's own
+    warnings aren't.
+    """
+    graphs: list[set[tuple[int, ...]]] = []
+    if not dynamo:
+        yield graphs
+        return
+    import torch
+
+    def noting(module: Any, inputs: list[Any]) -> Any:
+        graphs.append({tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor)})
+        return torch._dynamo.lookup_backend(dynamo)(module, inputs)
+
+    compile_ = torch.compile
+    torch.compiler.reset()
+    with (
+        mock.patch.object(torch, "compile", lambda step: compile_(step, backend=noting)),
+        torch._dynamo.config.patch(fail_on_recompile_limit_hit=True),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield graphs
+    torch.compiler.reset()
 
 
 def made(row: Row) -> keras.Model:
@@ -252,13 +294,13 @@ class Watch(keras.callbacks.Callback):
         self.seen.append((outputs(self.model, X), scale, steps))
 
 
-@pytest.mark.parametrize("row", HERE.values(), ids=HERE)
+@pytest.mark.parametrize("row", HERE)
 def test_a_training_with_a_growth_in_it_is_what_it_is_by_hand(row):
-    with precision(row.policy):
+    with precision(row.policy), compiled_by(row.dynamo) as graphs:
         model, before, after = made(row), Watch(), Watch()
-        growth = n2n.GrowthScheduler({2: GROWTH}, seed=0, verbose=0)
-        if row.build is subclassed:  # whose code decides which layers it calls
-            growth = n2n.GrowthScheduler({2: GROWTH[0]}, seed=0, verbose=0)
+        # The code of a subclassed model decides which layers it calls.
+        operations = GROWTH[0] if row.build is subclassed else GROWTH
+        growth = n2n.GrowthScheduler({2: operations}, seed=0, verbose=0, optimizer_state=row.state)
         history = train(model, row, 1, 4, before, growth, after)
         rounding = ROUNDING.get(row.policy, 1e-6)
         # The function and the progress stay at the growth.
@@ -276,10 +318,14 @@ def test_a_training_with_a_growth_in_it_is_what_it_is_by_hand(row):
         if "mixed_float16" in row.policy:
             # TensorFlow builds the optimizer with its first step.
             assert [scale for _, scale, _ in after.seen][1:] == [32.0, 64.0]
-        # And by hand.
+        if row.dynamo:  # the kernels before and after
+            assert [sum(shape in graph for graph in graphs) > 0 for shape in KERNELS] == [True] * 2
+            assert sum(KERNELS[1] in graph for graph in graphs[-4:]) > 0
+        # And by hand; where PyTorch compiles, without that.
+        row = dataclasses.replace(row, compiled={}) if row.dynamo else row
         other = made(row)
         losses = train(other, row, 1, 2)["loss"]
-        n2n.grow(other, growth.history[0].operations, seed=0)
+        n2n.grow(other, growth.history[0].operations, seed=0, optimizer_state=row.state)
         losses += train(other, row, 2, 4)["loss"]
         assert np.allclose(history["loss"], losses, atol=10 * rounding)
         for ours, theirs in zip(model.weights, other.weights, strict=True):
@@ -305,4 +351,22 @@ def test_a_loop_of_ones_own_grows_between_two_batches():
     train(fitted, Row(), 0, 3, growth)
     assert np.all(np.isfinite(losses))
     for ours, theirs in zip(looped.weights, fitted.weights, strict=True):
+        assert np.max(np.abs(array(ours) - array(theirs))) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="compiles a function eight times at most there")
+def test_any_number_of_growths_is_compiled_on_pytorch():
+    """What was compiled for the model before a growth doesn't count any more."""
+    schedule = {n: n2n.Wider("fc", 6 + n) for n in range(1, 4)}
+    row = Row(compiled={"jit_compile": True}, dynamo="eager")
+    with compiled_by(row.dynamo) as graphs:
+        model, plainly = made(row), made(Row())
+        for one in (model, plainly):
+            growth = n2n.GrowthScheduler(schedule, seed=0, verbose=0)
+            train(one, row, 0, 4, growth)
+            assert [report.epoch for report in growth.history] == [1, 2, 3]
+    found = {shape for graph in graphs for shape in graph}
+    assert {(4, 6 + n) for n in range(4)} <= found
+    for ours, theirs in zip(model.weights, plainly.weights, strict=True):
         assert np.max(np.abs(array(ours) - array(theirs))) < 1e-5

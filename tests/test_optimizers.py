@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,232 +13,11 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net import keras_privates as privates
-from keras_net2net.apply import changed_variables
 from keras_net2net.errors import GrowthError
-from keras_net2net.growth import draft_growth
-from keras_net2net.slots import histories
-from tests.helpers import BACKEND, array, randomize
+from tests.gradients import batch, dense, gradients
+from tests.helpers import BACKEND, array, precision, randomize
 from tests.operations.test_base import assert_explained
 from tests.states import assert_state, state
-
-
-def gradients(model: Any, x: Any, y: Any) -> list[np.ndarray]:
-    """The gradients of the mean squared error for the model's trainable variables."""
-    variables = model.trainable_variables
-    x, y = keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y)
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            loss = keras.ops.mean((model(x, training=True) - y) ** 2)
-        found = tape.gradient(loss, [v.value for v in variables])
-        return [np.asarray(tf.convert_to_tensor(g)) for g in found]
-    if BACKEND == "jax":
-        import jax
-
-        fixed = [v.value for v in model.non_trainable_variables]
-
-        def loss_of(values):
-            made, _ = model.stateless_call(values, fixed, x, training=True)
-            return keras.ops.mean((made - y) ** 2)
-
-        found = jax.jit(jax.grad(loss_of))([v.value for v in variables])
-        return [np.asarray(g) for g in found]
-    import torch
-
-    kept = [array(v) for v in model.non_trainable_variables]
-    loss = keras.ops.mean((model(x, training=True) - y) ** 2)
-    found = torch.autograd.grad(loss, [v.value for v in variables])
-    for variable, value in zip(model.non_trainable_variables, kept, strict=True):
-        variable.assign(value)
-    return [g.cpu().numpy() for g in found]
-
-
-def batch(shape: tuple[int, ...], outputs: int = 2, n: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(0)
-    sizes = [(n, *shape), (n, outputs)]
-    return tuple(random.standard_normal(size).astype("float32") for size in sizes)
-
-
-def mapped(model: Any, operations: Any, x: Any, y: Any) -> tuple[list[Any], list[Any], list[bool]]:
-    """The old gradients, mapped as slots are, and those of the grown model, and if estimates."""
-    variables = list(model.trainable_variables)
-    old = gradients(model, x, y)
-    draft = draft_growth(model, operations, 3)
-    changed = histories(draft.plan(), changed_variables(draft.plan(), draft))
-    n2n.grow(model, operations, seed=3)
-    new = dict(zip(map(id, model.trainable_variables), gradients(model, x, y), strict=True))
-    expected, found, estimates = [], [], []
-    for variable, gradient in zip(variables, old, strict=True):
-        history = changed.get(id(variable))
-        expected.append(gradient if history is None else history.as_gradient(gradient))
-        estimates.append(history is not None and history.estimated)
-        found.append(new[id(variable)])
-    return expected, found, estimates
-
-
-def apart(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
-    """The largest difference, relative to the largest gradient."""
-    assert [a.shape for a in expected] == [b.shape for b in found]
-    top = max(float(np.abs(a).max()) for a in found)
-    return max(float(np.abs(a - b).max()) / top for a, b in zip(expected, found, strict=True))
-
-
-# -- the chain rule, against the gradients of the grown model ----------------------------------
-
-
-def dense():
-    return keras.Sequential(
-        [
-            keras.Input((3,)),
-            layers.Dense(4, activation="tanh", name="a"),
-            layers.Dense(5, activation="relu", name="b"),
-            layers.Dense(2, name="out"),
-        ]
-    )
-
-
-def convolutional():
-    x = inputs = keras.Input((6, 6, 2))
-    x = layers.Conv2D(4, 3, name="a")(x)
-    x = layers.BatchNormalization(name="norm")(x)
-    x = layers.Activation("relu")(x)
-    x = layers.DepthwiseConv2D(2, name="depth")(x)
-    x = layers.Concatenate()([x, layers.Conv2D(3, 2, padding="same", name="b")(x)])
-    x = layers.Flatten()(x)
-    return keras.Model(inputs, layers.Dense(2, name="out")(x))
-
-
-def normalized():
-    x = inputs = keras.Input((3,))
-    x = layers.Dense(4, name="a")(x)
-    x = layers.LayerNormalization(name="norm")(x)
-    return keras.Model(inputs, layers.Dense(2, name="out")(x))
-
-
-def residual():
-    x = inputs = keras.Input((3,))
-    x = layers.Dense(4, name="a")(x)
-    y = layers.Dense(5, activation="tanh", name="b")(x)
-    x = layers.Add()([x, layers.Dense(4, name="c")(y)])
-    return keras.Model(inputs, layers.Dense(2, name="out")(x))
-
-
-def attention():
-    x = inputs = keras.Input((4, 3))
-    x = layers.Dense(4, name="a")(x)
-    x = layers.MultiHeadAttention(2, 3, value_dim=3, name="attention")(x, x)
-    x = layers.GlobalAveragePooling1D()(x)
-    return keras.Model(inputs, layers.Dense(2, name="out")(x))
-
-
-def recurrent():
-    x = inputs = keras.Input((4, 3))
-    x = layers.LSTM(4, name="a", return_sequences=True)(x)
-    x = layers.GRU(3, name="b")(x)
-    return keras.Model(inputs, layers.Dense(2, name="out")(x))
-
-
-FAMILIES = {
-    f.__name__: f for f in (dense, convolutional, normalized, residual, attention, recurrent)
-}
-# Whole multiples where a normalization or, on JAX, an attention asks for them.
-FACTORS = {"normalized": 2, "attention": 2}
-
-
-@pytest.mark.parametrize("build", FAMILIES.values(), ids=FAMILIES)
-def test_the_old_gradient_mapped_as_a_slot_is_that_of_the_grown_model(build):
-    model = randomize(build())
-    x, y = batch(model.input_shape[1:])
-    factor = FACTORS.get(build.__name__, 1.5)
-    expected, found, estimates = mapped(model, n2n.Wider(factor=factor, shares="even"), x, y)
-    assert not any(estimates)
-    assert apart(expected, found) < 1e-5
-    if build is dense or (build is not attention and BACKEND != "jax"):
-        # Twice in a row, in one plan.
-        more = [n2n.Wider(factor=factor, shares="even"), n2n.Wider("a", factor=2, shares="even")]
-        expected, found, estimates = mapped(model, more, x, y)
-        assert apart(expected, found) < 1e-5
-
-
-def test_the_dimension_of_keys_scales_the_gradients_of_queries():
-    model = randomize(attention())
-    x, y = batch((4, 3))
-    parts = {"heads": 3, "key_dim": 5, "value_dim": 5}
-    expected, found, _ = mapped(model, n2n.Wider("attention", parts, shares="even"), x, y)
-    assert apart(expected, found) < 1e-5
-
-
-def test_fresh_units_and_inserted_layers_leave_the_old_gradients_as_they_are():
-    model = randomize(dense())
-    x, y = batch((3,))
-    old = gradients(model, x, y)
-    names = [v.path for v in model.trainable_variables]
-    operations = [n2n.Wider("b", 8, new_units="fresh"), n2n.Deeper("b")]
-    expected, found, estimates = mapped(model, operations, x, y)
-    assert not any(estimates)
-    for name, before, wanted, gradient in zip(names, old, expected, found, strict=True):
-        cut = tuple(map(slice, before.shape))
-        assert np.array_equal(wanted[cut], before)
-        assert np.abs(gradient[cut] - before).max() < 1e-6, name
-        rest = wanted.copy()
-        rest[cut] = 0
-        assert not rest.any()
-        if name.split("/")[-2] == "b":  # nothing reads them yet
-            assert np.abs(gradient - wanted).max() < 1e-6
-
-
-@pytest.mark.parametrize(("outputs", "most"), [(1, 1e-6), (8, 0.25)])
-def test_how_far_off_the_mean_of_random_shares_is(outputs, most):
-    """Exact where one weight reads a unit: then its share is that of all. Measured elsewhere."""
-    x = inputs = keras.Input((6,))
-    x = layers.Dense(16, activation="tanh", name="a")(x)
-    model = randomize(keras.Model(inputs, layers.Dense(outputs, name="out")(x)))
-    x, y = batch((6,), outputs, n=32)
-    expected, found, estimates = mapped(model, n2n.Wider("a", 32), x, y)
-    assert estimates == [True, True, False, False]
-    assert apart(expected[2:], found[2:]) < 1e-6  # what reads copies is exact always
-    error = np.linalg.norm(expected[0] - found[0]) / np.linalg.norm(found[0])
-    assert error < most, error
-    assert np.allclose(expected[0].sum(), found[0].sum(), rtol=0.2)
-
-
-def joined():
-    x = inputs = keras.Input((3,))
-    parts = [layers.Dense(3, activation="tanh", name="a")(x), layers.Dense(4, name="b")(x)]
-    return keras.Model(inputs, layers.Dense(1, name="out")(layers.Concatenate()(parts)))
-
-
-def flattened():
-    x = inputs = keras.Input((2, 2, 3))
-    x = layers.Conv2D(4, 2, activation="tanh", name="a")(x)
-    return keras.Model(inputs, layers.Dense(1, name="out")(layers.Flatten()(x)))
-
-
-@pytest.mark.parametrize("build", [joined, flattened])
-def test_a_random_share_that_is_the_only_one_is_found_through_joined_and_crossed_axes(build):
-    model = randomize(build())
-    x, y = batch(model.input_shape[1:], 1)
-    expected, found, estimates = mapped(model, n2n.Wider(factor=1.75), x, y)
-    assert any(estimates)
-    assert apart(expected, found) < 1e-5
-
-
-@pytest.mark.parametrize("shares", ["random", "even"])
-def test_mean_shares_sum_to_one_over_the_copies_of_a_unit(shares):
-    model = randomize(attention())
-    parts = {"heads": 5, "value_dim": 7}
-    planned = n2n.plan(model, n2n.Wider("attention", parts, shares=shares), seed=0)
-    changes = {c.name: c for layer in planned.steps[0].layers for c in layer.variables}
-    (change,) = [c for name, c in changes.items() if "output" in name and len(c.axes) == 3]
-    for at in (0, 1):
-        remap = change.axes[at].remap
-        means, many = change.mean_shares(at, planned.seed)
-        sums = np.bincount(remap.index, means, minlength=remap.old_size)
-        assert np.allclose(sums, 1, atol=1e-6)
-        assert many == (7 * 4, 4)[at]  # the second axis has one share for all of the first
-    assert dataclasses.replace(change, shape=None).mean_shares(0, 0) is None
-
 
 # -- all optimizers ----------------------------------------------------------------------------
 
@@ -332,18 +110,25 @@ def named(slot: privates.Slot) -> str:
     return slot.name.split("/")[-1]  # without the optimizer's own
 
 
+@pytest.mark.parametrize("operation", [DOUBLE, n2n.Narrower()], ids=["wider", "narrower"])
 @pytest.mark.parametrize("name", HAVE)
-def test_carried_slots_are_those_of_a_model_that_was_large_from_the_start(name, teacher):
-    small, large, (before, after) = teacher
+def test_carried_slots_are_those_of_a_model_that_had_its_size_from_the_start(
+    name, operation, teacher
+):
+    """Two copies of each unit, with even shares; and merged again, with all that they keep."""
+    models = list(zip(teacher[:2], teacher[2], strict=True))
+    if operation is not DOUBLE:
+        models.reverse()
+    (first, before), (last, after) = models
     make = HAVE[name]
-    model = n2n.clone(small)
+    model = n2n.clone(first)
     optimizer = stepped(model, make(), before)
     model.compile(optimizer, "mse", jit_compile=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        n2n.grow(model, DOUBLE, seed=3, optimizer_state="carry")
+        n2n.grow(model, operation, seed=3, optimizer_state="carry")
     assert model.optimizer is optimizer
-    native = stepped(n2n.clone(large), make(), after)
+    native = stepped(n2n.clone(last), make(), after)
     assert int(optimizer.iterations) == int(native.iterations)
     found, expected = all_slots(optimizer), all_slots(native)
     assert list(map(named, found)) == list(map(named, expected))
@@ -379,12 +164,13 @@ def test_reset_slots_are_those_of_a_new_optimizer(name, teacher):
     assert all(np.all(np.isfinite(array(v))) for v in model.trainable_variables)
 
 
-def tiny(optimizer: Any) -> Any:
+def tiny(optimizer: Any, units: int = 2) -> Any:
     """One input, two units, one output, with slots made for it."""
     model = keras.Sequential(
-        [keras.Input((1,)), layers.Dense(2, name="fc"), layers.Dense(1, name="out")]
+        [keras.Input((1,)), layers.Dense(units, name="fc"), layers.Dense(1, name="out")]
     )
-    model.set_weights(list(map(np.array, ([[3.0, 5.0]], [1.0, 2.0], [[6.0], [8.0]], [7.0]))))
+    if units == 2:
+        model.set_weights(list(map(np.array, ([[3.0, 5.0]], [1.0, 2.0], [[6.0], [8.0]], [7.0]))))
     model.compile(optimizer, "mse")
     optimizer.build(model.trainable_variables)
     return model
@@ -497,6 +283,15 @@ def test_ftrl_makes_the_grown_weights_of_its_sums(how, factor):
         assert np.abs(array(variable) - value).max() < 1e-5, variable.path
 
 
+def averaged(model: Any, x: Any) -> np.ndarray:
+    """What the model computes with the averages of its weights."""
+    other = n2n.clone(model)
+    averages = {id(s.owner): s.variable for s in all_slots(model.optimizer)}
+    for mine, theirs in zip(model.trainable_variables, other.trainable_variables, strict=True):
+        theirs.assign(array(averages[id(mine)]))
+    return array(other(x))
+
+
 @pytest.mark.parametrize("kind", [{}, {"shares": "even"}, {"new_units": "fresh"}])
 def test_averages_of_the_weights_grow_as_the_weights_do(kind):
     """The model of the averages computes what it computed before."""
@@ -509,25 +304,25 @@ def test_averages_of_the_weights_grow_as_the_weights_do(kind):
         slot.variable.assign(random.standard_normal(slot.variable.shape))
     optimizer.iterations.assign(5)
 
-    def averaged() -> np.ndarray:
-        other = n2n.clone(model)
-        for variable, average in zip(
-            other.trainable_variables, optimizer._model_variables_moving_average, strict=True
-        ):
-            variable.assign(array(average))
-        return array(other(batch((3,))[0]))
-
-    before = averaged()
+    x = batch((3,))[0]
+    before = averaged(model, x)
     n2n.grow(model, [n2n.Wider("b", 9, **kind), n2n.Deeper("b")], seed=0, optimizer_state="carry")
-    assert np.abs(averaged() - before).max() < 1e-5
+    assert np.abs(averaged(model, x) - before).max() < 1e-5
 
 
-def test_gradients_that_are_being_accumulated_are_not_lost():
+def accumulating(policy: str) -> Any:
+    inner = opt.SGD(0.1, gradient_accumulation_steps=2)
+    return opt.LossScaleOptimizer(inner, 64.0) if policy == "mixed_float16" else inner
+
+
+@pytest.mark.parametrize(("policy", "most"), [("float32", 1e-6), ("mixed_float16", 2e-3)])
+def test_gradients_that_are_being_accumulated_are_not_lost(policy, most):
     """A growth in the middle leads to the step that the large model would have taken."""
     found = []
     for early in (True, False):
-        model = randomize(dense())
-        model.compile(opt.SGD(0.1, gradient_accumulation_steps=2), "mse", jit_compile=False)
+        with precision(policy):
+            model = randomize(dense())
+        model.compile(accumulating(policy), "mse", jit_compile=False)
         growth = {"seed": 3, "optimizer_state": "carry"}
         if early:
             n2n.grow(model, DOUBLE, **growth)
@@ -537,9 +332,140 @@ def test_gradients_that_are_being_accumulated_are_not_lost():
         before = model.get_weights()
         model.train_on_batch(*batch((3,), n=6))
         found.append([new - old for new, old in zip(model.get_weights(), before, strict=True)])
+        assert int(array(model.optimizer.iterations)) == 1
     for one, other in zip(*found, strict=True):
         assert np.abs(one).max() > 1e-3
-        assert np.abs(one - other).max() < 1e-6
+        assert np.abs(one - other).max() < most
+
+
+@pytest.mark.parametrize(("policy", "most"), [("float32", 1e-6), ("mixed_float16", 2e-3)])
+def test_gradients_that_are_being_accumulated_start_again_where_slots_do(policy, most):
+    """The step in the middle of which the model grows is made of the rest of its batches."""
+    found = []
+    for early in (True, False):
+        with precision(policy):
+            model = randomize(dense())
+        model.compile(accumulating(policy), "mse", jit_compile=False)
+        if early:
+            n2n.grow(model, DOUBLE, seed=3)
+            model.optimizer.build(model.trainable_variables)
+            inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+            inner._iterations.assign(1)
+        else:
+            model.train_on_batch(*batch((3,)))
+            n2n.grow(model, DOUBLE, seed=3)
+        before = model.get_weights()
+        model.train_on_batch(*batch((3,), n=6))
+        found.append([new - old for new, old in zip(model.get_weights(), before, strict=True)])
+    for one, other in zip(*found, strict=True):
+        assert np.abs(one).max() > 1e-3
+        assert np.abs(one - other).max() < most
+
+
+# How coarse the numbers are in which slots are kept.
+POLICIES = {
+    "mixed_float16": 0.0,
+    "mixed_bfloat16": 0.0,
+    "float16": 2.0**-9,
+    "bfloat16": 2.0**-6,
+}
+
+
+@pytest.mark.parametrize("how", ["reset", "carry"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_slots_in_other_precisions_grow_as_those_of_float32(policy, how):
+    """Moments, sums of gradients and averages; and the scale of the loss stays what it was."""
+    operations = [n2n.Wider("b", 8), n2n.Deeper("b"), n2n.Wider("a", 6, shares="even")]
+    found = []
+    for one in (policy, "float32"):
+        with precision(one):
+            model = randomize(dense())
+            for variable in model.trainable_variables:  # the same in both
+                variable.assign(keras.ops.cast(keras.ops.cast(variable, "float16"), "float32"))
+            inner = opt.Adam(0.01, amsgrad=True, use_ema=True, gradient_accumulation_steps=3)
+            optimizer = opt.LossScaleOptimizer(inner, 64.0)
+            model.compile(optimizer, "mse", jit_compile=False)
+            optimizer.build(model.trainable_variables)
+            random = np.random.default_rng(2)
+            for slot in all_slots(optimizer):
+                if slot.owner is not None:
+                    slot.variable.assign(random.uniform(0.5, 2, slot.variable.shape))
+            optimizer.dynamic_scale.assign(16.0)
+            optimizer.step_counter.assign(7)
+            inner._iterations.assign(5)
+            n2n.grow(model, operations, seed=0, optimizer_state=how)
+        assert float(array(optimizer.dynamic_scale)) == 16.0
+        assert int(array(optimizer.step_counter)) == 7
+        assert int(array(inner._iterations)) == 5
+        found.append([slot for slot in all_slots(optimizer) if slot.owner is not None])
+    assert list(map(named, found[0])) == list(map(named, found[1]))
+    assert len(found[0]) == 5 * 8
+    for one, other in zip(*found, strict=True):
+        assert one.variable.dtype == one.owner.dtype
+        new, like = (array(slot.variable).astype("float64") for slot in (one, other))
+        assert new.shape == tuple(one.owner.shape)
+        error = np.abs(new - like).max()
+        assert error <= POLICIES[policy] * np.abs(like).max() + 1e-9, one.variable.path
+
+
+@pytest.mark.parametrize("how", ["reset", "carry"])
+def test_averages_in_mixed_precision_compute_what_they_did(how):
+    with precision("mixed_float16"):
+        model = randomize(dense())
+        optimizer = opt.LossScaleOptimizer(opt.SGD(0.1, use_ema=True, ema_momentum=0.5), 64.0)
+        model.compile(optimizer, "mse", jit_compile=False)
+        x, y = batch((3,))
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        now, before = array(model(x)), averaged(model, x)
+        assert np.abs(now - before).max() > 1e-2
+        n2n.grow(model, [n2n.Wider("b", 9), n2n.Deeper("b")], seed=0, optimizer_state=how)
+        # Those that start again start at the weights.
+        expected = before if how == "carry" else now
+        assert np.abs(averaged(model, x) - expected).max() < 5e-3
+        model.train_on_batch(x, y)
+        optimizer.finalize_variable_values(model.trainable_variables)
+        assert np.all(np.isfinite(array(model(x))))
+
+
+def test_averages_of_a_kernel_become_averages_of_its_factors():
+    """The factors of the average, not the average of factors, which have other bases."""
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(4, activation="tanh", name="a"),
+            layers.Dense(4, activation="tanh", name="b"),
+            layers.Dense(2, name="out"),
+        ]
+    )
+    optimizer = opt.SGD(0.1, use_ema=True)
+    randomize(model).compile(optimizer, "mse")
+    optimizer.build(model.trainable_variables)
+    random = np.random.default_rng(1)
+    for slot in all_slots(optimizer):
+        slot.variable.assign(random.standard_normal(slot.variable.shape))
+    x = batch((3,))[0]
+    before = averaged(model, x)
+    n2n.grow(model, n2n.Deeper("b", form="factor"), seed=0, optimizer_state="carry")
+    assert np.abs(averaged(model, x) - before).max() < 1e-5
+
+
+def test_the_moments_of_adam_through_a_merger_worked_out_by_hand():
+    """Of units 0, 1, 0 the third goes: its roots of v are added, its readers' dropped."""
+    optimizer = opt.Adam(0.1)
+    model = tiny(optimizer, units=3)
+    model.set_weights(
+        list(map(np.array, ([[3.0, 5.0, 3.0]], [1.0, 2.0, 1.0], [[4.0], [8.0], [2.0]], [7.0])))
+    )
+    fill(
+        optimizer,
+        momentums=([[4.0, 8.0, 2.0]], [2.0, 6.0, 1.0], [[10.0], [20.0], [10.0]], [1.0]),
+        velocities=([[16.0, 64.0, 4.0]], [4.0, 36.0, 1.0], [[100.0], [400.0], [100.0]], [1.0]),
+    )
+    n2n.grow(model, n2n.Narrower("fc"), seed=0, optimizer_state="carry")
+    assert [w.tolist() for w in model.get_weights()] == [[[3, 5]], [1, 2], [[6], [8]], [7]]
+    assert of(optimizer, "momentums") == [[[6.0, 8.0]], [3.0, 6.0], [[10.0], [20.0]], [1.0]]
+    assert of(optimizer, "velocities") == [[[36.0, 64.0]], [9.0, 36.0], [[100.0], [400.0]], [1.0]]
 
 
 # -- what an optimizer keeps beside its slots --------------------------------------------------
