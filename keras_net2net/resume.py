@@ -257,7 +257,7 @@ class Recorder:
         self._goes_on = False
         log = self._log
         behind = log.behind()
-        moments = tuple(one for one in log.moments if 0 < one.epoch <= epoch and not one.begun)
+        moments = tuple(one for one in log.moments if 0 < one.epoch <= epoch)
         self._log = dataclasses.replace(log, moments=moments)
         if moments and moments[-1].epoch == epoch and log.behind(moments[-1].stage) == behind:
             for name, watch in moments[-1].watches.items():
@@ -366,7 +366,8 @@ class Recorder:
 
         Only backups from within the epoch go back there.
         """
-        if self._log is not None and any(e.epoch == epoch for e in self._log.growths):
+        within = any(one.within_epochs for one in self._backups)
+        if within and self._log is not None and any(e.epoch == epoch for e in self._log.growths):
             self._keep(epoch, True)
 
     def ended(self, callback: Any, epoch: int) -> None:

@@ -78,8 +78,8 @@ def read_values(log: pathlib.Path, number: int) -> list[np.ndarray]:
         LogError: If they can't be read.
     """
     try:
-        with np.load(_file(log, number), allow_pickle=False) as file:
-            return [file[f"{i}"] for i in range(len(file.files))]
+        with open(_file(log, number), "rb") as file, np.load(file, allow_pickle=False) as held:
+            return [held[f"{i}"] for i in range(len(held.files))]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise _unusable(log, number, f"{type(error).__name__}: {error}") from error
 
