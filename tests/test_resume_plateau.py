@@ -112,7 +112,7 @@ def whole(tmp_path_factory):
 def assert_ends_alike(folder, kind, model, losses, whole, **kwargs):
     expected = whole(kind, **kwargs)
     assert content(folder)["growths"] == expected[2]["growths"]
-    assert losses == expected[1]
+    assert losses.items() <= expected[1].items()
     assert state(model) == expected[0]
     assert content(folder) == expected[2]
     assert left(folder) == expected[3] == ["growth.json"]
@@ -135,6 +135,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, kind, moments, pl
         assert stopped == (moment is not None)
         losses |= watch.losses
     assert_ends_alike(tmp_path, kind, model, losses, whole)
+    assert sorted(losses) == list(range(8))
 
 
 def test_the_uninterrupted_runs_are_what_they_should_be(whole):
@@ -184,7 +185,7 @@ def test_a_run_that_is_stopped_at_any_of_its_writes_ends_alike(
 ):
     """At each renaming of a file, and at each removal."""
     number = 0
-    every = {"torch": 7, "tensorflow": 23, "jax": 41}[BACKEND]
+    every = {"torch": 11, "tensorflow": 23, "jax": 37}[BACKEND]
     first = {name: i for i, name in enumerate(KINDS)}[kind] + place
     for step in range(first, 1000, every):
         folder = tmp_path / f"{step}"
@@ -209,7 +210,7 @@ def test_a_run_that_is_stopped_at_any_of_its_writes_ends_alike(
         losses = watch.losses
         model, _, watch, _ = run(folder, kind, place=place)
         assert_ends_alike(folder, kind, model, losses | watch.losses, whole)
-    assert number > 40 // every
+    assert number >= 30 // every
 
 
 def test_a_run_that_has_ended_starts_again_from_scratch(tmp_path, whole):
@@ -300,6 +301,46 @@ def checkpointed(folder, initial=0, epochs=8, before=lambda model: None):
         callbacks=[Metric(*VALUES), growth, save],
     )  # fmt: skip
     return model, growth
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+@pytest.mark.parametrize("way", ["load_model", "replay"])
+def test_orbax_checkpoint_goes_on(tmp_path, way):
+    pytest.importorskip("orbax.checkpoint")
+    if not hasattr(keras.callbacks, "OrbaxCheckpoint"):
+        pytest.skip("this Keras has no OrbaxCheckpoint")
+
+    def start(folder, moment=None):
+        # Orbax finds the state of an optimizer by its name, which a new process makes up alike.
+        model, initial = build(keras.optimizers.Adam(0.05, name="adam")), 0
+        steps = [int(one.name) for one in folder.glob("orbax/*") if one.name.isdigit()]
+        if steps and way == "load_model":
+            model = keras.models.load_model(str(folder / "orbax"))
+        elif steps:
+            n2n.replay(model, folder / "growth.json", epoch=max(steps))
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(str(folder / "orbax"))
+        if steps:
+            initial = max(steps) + 1
+        keep = keras.callbacks.OrbaxCheckpoint(str(folder / "orbax"), save_on_background=False)
+        callbacks = [Metric(*VALUES), *KINDS["stays"](folder), keep, At(moment)]
+        x, y = data()
+        try:
+            model.fit(
+                x, y, batch_size=2, initial_epoch=initial, epochs=8, verbose=0, shuffle=False,
+                callbacks=callbacks,
+            )  # fmt: skip
+        except Stop:
+            keep.on_train_end()
+        return model, initial
+
+    folders = [tmp_path / "whole", tmp_path / "stopped"]
+    expected, _ = start(folders[0])
+    for moment, goes_on_at in ((("end", 2), 0), (("epoch", 5), 3), (("batch", 7), 5), (None, 7)):
+        model, initial = start(folders[1], moment)
+        assert initial == goes_on_at
+    assert state(model) == state(expected)
+    assert content(folders[1]) == content(folders[0])
 
 
 @pytest.mark.parametrize("epoch", [2, 4, 5])
