@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import BACKEND, cases
 
 # The other backends trace or compile in every process, for each growth.
-KILLS = {"schedule": 20 if BACKEND == "torch" else 6, "plateau": 10, "revert": 10, "shared": 10}
+KILLS = {"schedule": 20 if BACKEND == "torch" else 6, "plateau": 10, "revert": 10, "shared": 6}
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "resume.py"
 
 
