@@ -1,6 +1,6 @@
 """Kills a training process at random moments, and compares what it comes to in the end.
 
-    KERAS_BACKEND=jax python benchmarks/resume.py --kills 50
+    KERAS_BACKEND=jax python benchmarks/resume.py --kills 50 --callback revert
 
 A script that grows its model with a log, beside `BackupAndRestore`, runs to its end once.
 Then it is started, killed with SIGKILL after a random time and started again, until it
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -35,12 +36,30 @@ from keras import layers
 
 import keras_net2net as n2n
 
-EPOCHS = 8
+EPOCHS = {"schedule": 8, "plateau": 12, "revert": 12, "shared": 10}
 SCHEDULE = {
     2: n2n.Wider("fc", 9),
     4: [n2n.Wider("fc", 10, new_units="fresh"), n2n.Deeper("fc")],
     6: n2n.Wider("fc*", factor=1.5),
 }
+PLATEAU = [
+    n2n.Wider("fc", factor=1.3),
+    [n2n.Wider("fc", factor=1.2, new_units="fresh"), n2n.Deeper("fc")],
+]
+
+
+def growing(kind: str, folder: pathlib.Path) -> list[keras.callbacks.Callback]:
+    """The callbacks that grow the model: each kind keeps other things in the log."""
+    common = {"seed": 0, "log": folder / "growth.json", "verbose": 0}
+    watching = {"monitor": "loss", "patience": 2, "min_delta": 0.2, "cycle": True} | common
+    schedule = functools.partial(n2n.GrowthScheduler, **common)
+    plateau = functools.partial(n2n.GrowOnPlateau, PLATEAU, **watching)
+    return {
+        "schedule": lambda: [schedule(SCHEDULE)],
+        "plateau": lambda: [plateau(cooldown=1, optimizer_state="carry")],
+        "revert": lambda: [plateau(revert=True)],
+        "shared": lambda: [schedule({3: n2n.Wider("fc", 12)}), plateau(revert=True)],
+    }[kind]()
 
 
 class Losses(keras.callbacks.Callback):
@@ -56,7 +75,7 @@ class Losses(keras.callbacks.Callback):
             file.write(f"{epoch} {self.model.count_params()} {logs['loss']!r}\n")
 
 
-def script(folder: pathlib.Path, order: int) -> None:
+def script(folder: pathlib.Path, order: int, kind: str) -> None:
     """What a user would write: nothing in it knows whether it is started again."""
     keras.utils.set_random_seed(0)
     x = inputs = keras.Input((4,))
@@ -64,13 +83,13 @@ def script(folder: pathlib.Path, order: int) -> None:
     x = layers.BatchNormalization(name="bn")(x)
     model = keras.Model(inputs, layers.Dense(2, name="out")(x))
     model.compile(keras.optimizers.Adam(0.01), "mse", jit_compile=False)
-    growth = n2n.GrowthScheduler(SCHEDULE, seed=0, log=folder / "growth.json", verbose=0)
     backup = keras.callbacks.BackupAndRestore(folder / "backup")
     numbers = np.random.default_rng(0)
     x, y = (numbers.standard_normal((64, n)).astype("float32") for n in (4, 2))
-    callbacks = [Losses(folder / "losses"), *[growth, backup][::order]]
+    callbacks = [Losses(folder / "losses"), *growing(kind, folder)]
+    callbacks.insert(1 if order < 0 else len(callbacks), backup)
     model.fit(
-        x, y, epochs=EPOCHS, batch_size=16, shuffle=False, verbose=0, callbacks=callbacks
+        x, y, epochs=EPOCHS[kind], batch_size=16, shuffle=False, verbose=0, callbacks=callbacks
     )  # fmt: skip
     weights = {f"{i}": np.asarray(value) for i, value in enumerate(model.get_weights())}
     for i, variable in enumerate(model.optimizer.variables):
@@ -82,13 +101,13 @@ def script(folder: pathlib.Path, order: int) -> None:
     os.replace(folder / "end.part", folder / "end.npz")
 
 
-def start(folder: pathlib.Path, order: int) -> int:
+def start(folder: pathlib.Path, order: int, kind: str) -> int:
     """Starts the script in a process of its own."""
     process = os.fork()
     if process:
         return process
     try:
-        script(folder, order)
+        script(folder, order, kind)
     except BaseException:
         (folder / "error").write_text(traceback.format_exc())
     finally:
@@ -103,12 +122,12 @@ def ended(process: int, seconds: float) -> bool:
     return bool(done)
 
 
-def run(folder: pathlib.Path, order: int, kills: list[float]) -> int:
+def run(folder: pathlib.Path, order: int, kind: str, kills: list[float]) -> int:
     """Runs the script until it ends; each time it may be killed, after a time from the list."""
     folder.mkdir()
     killed = 0
     while not (folder / "end.npz").exists():
-        process = start(folder, order)
+        process = start(folder, order, kind)
         if not ended(process, kills.pop() if kills else 120):
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
@@ -126,53 +145,76 @@ def result(folder: pathlib.Path) -> dict:
         weights = {name: (end[name].shape, end[name].tobytes()) for name in end.files}
     return {
         "weights": weights,
-        "log": log["growths"],
+        "growths": log["growths"],
+        "moments": log["moments"],
         # An epoch that was begun again must come to the same.
         "epochs": {epoch: (parameters, loss) for epoch, parameters, loss in lines},
         "all": {tuple(line) for line in lines},
+        "lines": len(lines),
         "left": sorted(path.name for path in folder.iterdir()),
     }
+
+
+def kill(folder: pathlib.Path, order: int, kind: str, kills: int, numbers: random.Random) -> str:
+    """Runs scripts of one kind until they have been killed often enough.
+
+    Args:
+        folder: Where they write.
+        order: `1` if the backup stands behind the growing callbacks at first, `-1` if not.
+        kind: See `growing`.
+        kills: How often they are killed.
+        numbers: What the moments are drawn from.
+
+    Returns:
+        A line that says what was seen.
+    """
+    begun = time.monotonic()
+    folder.mkdir()
+    run(folder / "whole", order, kind, [])
+    lasts = time.monotonic() - begun
+    wanted = result(folder / "whole")
+    assert wanted["growths"]
+    assert len(wanted["epochs"]) == len(wanted["all"])
+    killed = runs = repeated = 0
+    while killed < kills:
+        runs += 1
+        times = [numbers.uniform(0, lasts) for _ in range(kills - killed)]
+        killed += run(folder / f"{runs}", order * (-1) ** runs, kind, times)
+        found = result(folder / f"{runs}")
+        repeated += found["lines"] - wanted["lines"]
+        different = [key for key in wanted if key != "lines" and found[key] != wanted[key]]
+        if different:
+            raise SystemExit(f"{folder / str(runs)}: other {', '.join(different)}")
+    events = [f"-{one['epoch']}" if "undone" in one else one["epoch"] for one in wanted["growths"]]
+    return (
+        f"{keras.backend.backend()}, {kind}: {killed} kills in {runs} runs, {repeated} epochs "
+        f"trained twice; growths before epochs {', '.join(map(str, events))}; a run lasts "
+        f"{lasts:.1f} s; all ended alike ({time.monotonic() - begun:.0f} s)"
+    )
 
 
 def main() -> None:
     """Runs it all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=50, help="of each kind")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--callback", choices=EPOCHS, action="append", help="default: all")
     options = parser.parse_args()
-    numbers = random.Random(options.seed)
     folder = pathlib.Path(tempfile.mkdtemp())
     if keras.backend.backend() == "jax":  # it compiles for longer than all the rest takes
         jax = importlib.import_module("jax")
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    begun = time.monotonic()
-    run(folder / "first", 1, [])
+    kinds = options.callback or list(EPOCHS)
+    for kind in kinds:
+        run(folder / f"first {kind}", 1, kind, [])
     for name in (folder / "modules").read_text().splitlines():
         with contextlib.suppress(Exception):
             importlib.import_module(name)  # so that no other child has to
-    second = time.monotonic()
-    run(folder / "whole", 1, [])
-    lasts = time.monotonic() - second
-    wanted = result(folder / "whole")
-    assert [growth["epoch"] for growth in wanted["log"]] == list(SCHEDULE)
-    assert len(wanted["epochs"]) == len(wanted["all"]) == EPOCHS
-    killed = runs = repeated = 0
-    while killed < options.kills:
-        runs += 1
-        left = options.kills - killed
-        times = [numbers.uniform(0, lasts) for _ in range(left)]
-        killed += run(folder / f"{runs}", (-1) ** runs, times)
-        found = result(folder / f"{runs}")
-        repeated += len((folder / f"{runs}" / "losses").read_text().splitlines()) - EPOCHS
-        different = [key for key in wanted if found[key] != wanted[key]]
-        if different:
-            raise SystemExit(f"{folder / str(runs)}: other {', '.join(different)}")
+    for i, kind in enumerate(kinds):
+        numbers = random.Random(options.seed)
+        print(kill(folder / kind, (-1) ** i, kind, options.kills, numbers), flush=True)
     shutil.rmtree(folder)
-    print(
-        f"{keras.backend.backend()}: {killed} kills in {runs} runs, {repeated} epochs trained "
-        f"twice; a run lasts {lasts:.1f} s; all ended alike ({time.monotonic() - begun:.0f} s)"
-    )
 
 
 if __name__ == "__main__":

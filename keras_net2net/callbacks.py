@@ -10,10 +10,10 @@ import keras
 import numpy as np
 
 from keras_net2net import keras_privates as privates
-from keras_net2net.errors import GrowthError, explain
+from keras_net2net.errors import GrowthError, LogError, explain
 from keras_net2net.freezing import check_freeze
 from keras_net2net.growth import check_arguments, grow
-from keras_net2net.growth_log import LoggedGrowth
+from keras_net2net.growth_log import LoggedGrowth, Watch
 from keras_net2net.operations.base import as_operations, whole_number
 from keras_net2net.report import GrowthReport
 from keras_net2net.resume import Recorder
@@ -31,6 +31,7 @@ class _GrowingCallback(keras.callbacks.Callback):
         verify: See `grow`.
         calibration: See `grow`.
         freeze: See `grow`.
+        log: The path of the growth log, or `None`.
         verbose: `0` is silent, `1` prints a line for each growth.
     """
 
@@ -42,6 +43,7 @@ class _GrowingCallback(keras.callbacks.Callback):
         verify: Any,
         calibration: Any,
         freeze: str | None,
+        log: Any,
         verbose: int,
     ) -> None:
         super().__init__()
@@ -57,11 +59,61 @@ class _GrowingCallback(keras.callbacks.Callback):
         self.history: list[GrowthReport] = []
         self._event = 0
         self._headlines: list[str] = []
+        self._recorder = None if log is None else Recorder(log)
+
+    def set_model(self, model: Any) -> None:
+        """Takes the model; one that is built anew to go on gets its growths again."""
+        super().set_model(model)
+        if self._recorder is None or model is None:
+            return
+        sharing = self._sharing(self._recorder)
+        for one in sharing:
+            one._recorder = self._recorder
+        if sharing[-1] is self:  # now each of them has the model
+            self._recorder.attach(sharing)
+
+    def _sharing(self, recorder: Recorder) -> list[_GrowingCallback]:
+        """The growing callbacks of the `fit`: what one of them does must be in the log of all.
+
+        Raises:
+            LogError: If one of them has another log, or none.
+        """
+        beside = privates.callbacks_beside(self)
+        growing = [one for one in beside if isinstance(one, _GrowingCallback)] or [self]
+        paths = [one._recorder and one._recorder.path.absolute() for one in growing]
+        if any(path != recorder.path.absolute() for path in paths):
+            raise LogError(
+                explain(
+                    f"The growths of {self.model.name!r} can't be recorded",
+                    "several callbacks grow it, and a log in which the growths of some are "
+                    "missing leads nowhere",
+                    ", ".join(
+                        f"{type(one).__name__}(..., log={path and str(path)!r})"
+                        for one, path in zip(growing, paths, strict=True)
+                    ),
+                    "Pass the same `log` to all of them, or to none",
+                )
+            )
+        return growing
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Begins the log."""
+        if self._recorder is not None:
+            self._recorder.begin()
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Ends the log."""
+        if self._recorder is not None:
+            self._recorder.end()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Grows the model if it is time to."""
         self._event, self._headlines = 0, []
+        if self._recorder is not None:
+            self._recorder.begin_epoch(epoch)
         self._begin(epoch)
+        if self._recorder is not None:
+            self._recorder.begun(epoch)
         for callback in privates.running_callbacks():
             if isinstance(callback, keras.callbacks.TensorBoard):
                 told = "\n\n".join(self._headlines)
@@ -86,18 +138,37 @@ class _GrowingCallback(keras.callbacks.Callback):
         """Grows the model if it is time to."""
         raise NotImplementedError
 
-    def _grow(self, operations: Any, epoch: int, seed: int | None = None) -> GrowthReport:
+    def _watch(self) -> Watch | None:
+        """What the callback decides by, beside the epoch; `None` if there is nothing."""
+        return None
+
+    def _go_on(self, watch: Watch, trial: Any) -> None:
+        """Decides by what `_watch` was once."""
+
+    def _already(self, epoch: int) -> bool:
+        """Whether the model was given with this epoch's growth behind it."""
+        if self._recorder is None:
+            return False
+        self._event = self._recorder.already(self, epoch)
+        return self._event != 0  # in the process that was killed within this epoch
+
+    def _grow(self, operations: Any, epoch: int) -> GrowthReport:
         """Grows the model, and tells of it.
 
         Args:
             operations: The operations.
             epoch: The epoch that begins, as this callback counts.
-            seed: The seed of this growth. Defaults to `None`: the callback's.
 
         Returns:
             The report.
         """
-        report = self._grown(operations, epoch, self.seed if seed is None else seed, self.verify)
+        seed = self.seed
+        if self._recorder is not None:
+            operations = self._recorder.prepare(self.model, operations)
+            seed = self._recorder.seed(self, epoch, seed)
+        report = self._grown(operations, epoch, seed, self.verify)
+        if self._recorder is not None:
+            self._recorder.record(self, operations, report)
         self.history.append(report)
         self._event = int(not report.plan.empty)
         self._tell(f"Growth before epoch {epoch + 1}: {report.headline()}", report.notes)
@@ -119,6 +190,13 @@ class _GrowingCallback(keras.callbacks.Callback):
             callbacks=callbacks,
         )
         return dataclasses.replace(report, epoch=epoch)
+
+    def _grow_again(self, growth: LoggedGrowth) -> GrowthReport:
+        """Does a logged growth to a model whose weights are loaded afterwards."""
+        # The other callbacks begin anew, and may hold weights of another model till then.
+        return self._grown(
+            list(growth.operations), growth.epoch or 0, growth.seed, verify=False, callbacks=()
+        )
 
     @property
     def _data(self) -> Any:
@@ -165,7 +243,8 @@ class GrowthScheduler(_GrowingCallback):
             `keras.callbacks.BackupAndRestore` anywhere in the list, a script whose process
             was killed goes on where it was when it is run again: the model that it builds
             gets the growths that the backup has behind it. `replay` and `upgrade_weights`
-            read the file, too. Defaults to `None`: nothing is recorded.
+            read the file, too. Where several callbacks grow the model, all of them need the
+            same path. Defaults to `None`: nothing is recorded.
         verbose: `0` is silent, `1` prints a line for each growth. Defaults to `1`.
 
     Attributes:
@@ -173,7 +252,8 @@ class GrowthScheduler(_GrowingCallback):
 
     Raises:
         GrowthError: If an epoch is negative, or something isn't an operation.
-        LogError: When `fit` begins, if the log can't be read, or isn't of this model.
+        LogError: When `fit` begins, if the log can't be read, isn't of this model, or
+            isn't that of all callbacks that grow it.
 
     Example:
 
@@ -203,22 +283,12 @@ class GrowthScheduler(_GrowingCallback):
         log: Any = None,
         verbose: int = 1,
     ) -> None:
-        super().__init__(seed, optimizer_state, learning_rate, verify, calibration, freeze, verbose)
+        super().__init__(
+            seed, optimizer_state, learning_rate, verify, calibration, freeze, log, verbose
+        )
         self.schedule = _checked(schedule)
         self.across_fits = across_fits
         self.epochs_seen = 0
-        self._recorder = None if log is None else Recorder(log)
-
-    def set_model(self, model: Any) -> None:
-        """Takes the model; one that is built anew to go on gets its growths again."""
-        super().set_model(model)
-        if self._recorder is not None and model is not None:
-            self.history += self._recorder.attach(self, self._grow_again)
-
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Begins the log."""
-        if self._recorder is not None:
-            self._recorder.begin()
 
     def _begin(self, epoch: int) -> None:
         recorder = self._recorder
@@ -226,31 +296,11 @@ class GrowthScheduler(_GrowingCallback):
             self.epochs_seen = epoch
         now = self.epochs_seen if self.across_fits else epoch
         self.epochs_seen += 1
-        if recorder is not None and recorder.already(now):
-            self._event = 1  # in the process that was killed within this epoch
+        if self._already(now):
             return
         operations = self._operations(now)
-        if operations is None:
-            return
-        if recorder is None:
+        if operations is not None:
             self._grow(operations, now)
-            return
-        operations = recorder.prepare(self.model, operations)
-        report = self._grow(operations, now, recorder.seed(now, self.seed))
-        recorder.record(
-            self.model,
-            operations,
-            report,
-            optimizer_state=self.optimizer_state,
-            learning_rate=self.learning_rate,
-        )
-
-    def _grow_again(self, growth: LoggedGrowth) -> GrowthReport:
-        """Does a logged growth to a model whose weights are loaded afterwards."""
-        # The other callbacks begin anew, and may hold weights of another model till then.
-        return self._grown(
-            list(growth.operations), growth.epoch or 0, growth.seed, verify=False, callbacks=()
-        )
 
     def _operations(self, epoch: int) -> Any:
         if isinstance(self.schedule, Mapping):

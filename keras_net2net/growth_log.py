@@ -7,7 +7,6 @@ growth, come to the grown architecture again. It holds no weights, no data and n
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,13 +21,16 @@ import keras
 from keras_net2net import keras_privates as privates
 from keras_net2net.draft import Draft
 from keras_net2net.errors import GrowthError, LogError, explain
+from keras_net2net.files import replacing
 from keras_net2net.growth import grow
-from keras_net2net.operations.base import Operation, as_operations
+from keras_net2net.operations.base import Operation, as_operations, whole_number
 from keras_net2net.report import GrowthReport
 from keras_net2net.transaction import Transaction
 
 FORMAT = "keras_net2net growth log"
-VERSION = 1
+VERSION = 2
+# What version 1 hasn't: undone growths, moments, and which callback did a growth.
+READABLE = (1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,8 @@ class LoggedGrowth:
         optimizer_state: See `grow`. Defaults to `"reset"`.
         learning_rate: The factor of the learning rate. Defaults to `None`: none, or one
             that isn't a number.
+        by: The name of the callback that did it, among those that share the log.
+            Defaults to `None`: the only one.
     """
 
     operations: tuple[Operation, ...]
@@ -69,6 +73,65 @@ class LoggedGrowth:
     step: int | None = None
     optimizer_state: str = "reset"
     learning_rate: float | None = None
+    by: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggedUndoing:
+    """The undoing of the last growth that hadn't been undone.
+
+    Args:
+        after: The architecture that it led to: that of before that growth.
+        epoch: The epoch before which it happened. Defaults to `None`: unknown.
+        by: See `LoggedGrowth`. Defaults to `None`.
+    """
+
+    after: Architecture
+    epoch: int | None = None
+    by: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """What a `GrowOnPlateau` decides by.
+
+    Args:
+        best: The best value so far; `None` if there is none.
+        wait: Epochs without improvement.
+        cooldown_left: Epochs that don't count.
+        position: The place in the list of growths.
+        growths: How many growths it has done, those that were undone included.
+        due: Whether the next epoch begins with a growth.
+        finished: Whether there will be no more.
+        trial: The growth that may yet be undone, as a number of the log, counted from
+            1. Defaults to `None`: there is none.
+    """
+
+    best: float | None
+    wait: int
+    cooldown_left: int
+    position: int
+    growths: int
+    due: bool
+    finished: bool
+    trial: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """Where a run was between two epochs.
+
+    Args:
+        epoch: The next epoch.
+        stage: How many entries the log had.
+        watches: What the callbacks decide by, by their names.
+        begun: Whether the growths of that epoch have happened.
+    """
+
+    epoch: int
+    stage: int
+    watches: Mapping[str, Watch]
+    begun: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,19 +140,46 @@ class GrowthLog:
 
     Args:
         start: The architecture before the first growth.
-        growths: The growths.
+        growths: The growths, and the undoings of those that were undone: the entries.
+        moments: The last moments to which training may be set back, in their order.
     """
 
     start: Architecture
-    growths: tuple[LoggedGrowth, ...] = ()
+    growths: tuple[LoggedGrowth | LoggedUndoing, ...] = ()
+    moments: tuple[Moment, ...] = ()
 
     @property
     def stages(self) -> list[Architecture]:
-        """The architectures: before the first growth, and after each."""
+        """The architectures: before the first entry, and after each."""
         return [self.start, *(growth.after for growth in self.growths)]
 
+    def until(self, stage: int) -> GrowthLog:
+        """The log with as many entries, and without moments."""
+        return GrowthLog(self.start, self.growths[:stage])
+
+    def behind(self, stage: int | None = None) -> dict[int, LoggedGrowth]:
+        """The growths that a model has behind it: those that weren't undone.
+
+        Args:
+            stage: The number of entries. Defaults to `None`: all.
+
+        Returns:
+            The growths by their places among the entries, in their order.
+        """
+        growths: dict[int, LoggedGrowth] = {}
+        for place, entry in enumerate(self.growths[:stage]):
+            if isinstance(entry, LoggedUndoing):
+                growths.popitem()
+            else:
+                growths[place] = entry
+        return growths
+
     def stage_of(self, model: Any) -> int:
-        """How many of the growths a model has behind it: the most that it can be.
+        """How many of the entries a model has behind it.
+
+        It is the stage with the most growths that it can be, of those that have not been
+        undone, if there is one. Where nothing but undone growths lies between two
+        stages, it is the earlier: the model may have been built just now.
 
         Raises:
             LogError: If the log knows no such architecture.
@@ -97,31 +187,32 @@ class GrowthLog:
         now = architecture(model)
         stages = [i for i, one in enumerate(self.stages) if one.layers == now.layers]
         if not stages:
-            known = ", ".join(f"{one.parameters:,}" for one in self.stages)
+            known = ", ".join(f"{one.parameters:,}" for one in dict.fromkeys(self.stages))
             raise LogError(
                 explain(
                     f"The growth log isn't of the model {model.name!r}",
-                    f"it knows {len(self.stages)} architectures, of {known} parameters, and "
+                    f"it knows {len(set(self.stages))} architectures, of {known} parameters, and "
                     "none is that of this model",
                     f"a model with {now.parameters:,} parameters",
                     "Pass the model that the log was begun with, or another path for the log of "
                     "this one",
                 )
             )
-        return stages[-1]
+        last = tuple(self.behind())
+
+        def rank(stage: int) -> tuple[bool, int, int]:
+            behind = tuple(self.behind(stage))
+            return behind == last[: len(behind)], len(behind), -stage
+
+        return max(stages, key=rank)
 
     def write(self, path: Any) -> None:
         """Writes the log, all of it or nothing: a process may be killed at any moment."""
         path = pathlib.Path(path)
         text = json.dumps(_as_json(self), indent=1) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        sync_folder(path.parent)
+        with replacing(path) as file:
+            file.write(text.encode("utf-8"))
 
     @classmethod
     def read(cls, path: Any) -> GrowthLog:
@@ -144,24 +235,14 @@ class GrowthLog:
             raise _unreadable(path, str(reason)) from error
 
 
-def sync_folder(folder: pathlib.Path) -> None:
-    """Makes what was renamed in a folder last through a power failure."""
-    with contextlib.suppress(OSError):  # not every system can
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def _unreadable(path: pathlib.Path, reason: str) -> LogError:
     return LogError(
         explain(
             f"The growth log {str(path)!r} can't be read",
             reason,
             f"log={str(path)!r}",
-            "Pass the path of a log that `GrowthScheduler(..., log=path)` wrote; to begin a new "
-            "one, delete or rename the file",
+            "Pass the path of a log that `GrowthScheduler(..., log=path)` or `GrowOnPlateau(..., "
+            "log=path)` wrote; to begin a new one, delete or rename the file",
         )
     )
 
@@ -178,33 +259,107 @@ def _as_json(log: GrowthLog) -> dict[str, Any]:
         "keras": keras.__version__,
         "keras_net2net": __version__,
         "start": dataclasses.asdict(log.start),
-        "growths": [
+        "growths": [_entry_as_json(entry) for entry in log.growths],
+        "moments": [
             {
-                "epoch": growth.epoch,
-                "step": growth.step,
-                "seed": growth.seed,
-                "operations": [as_config(operation) for operation in growth.operations],
-                "optimizer_state": growth.optimizer_state,
-                "learning_rate": growth.learning_rate,
-                "after": dataclasses.asdict(growth.after),
+                "epoch": moment.epoch,
+                "begun": moment.begun,
+                "growths": moment.stage,
+                "callbacks": {
+                    name: dataclasses.asdict(watch) for name, watch in moment.watches.items()
+                },
             }
-            for growth in log.growths
+            for moment in log.moments
         ],
+    }
+
+
+def _entry_as_json(entry: LoggedGrowth | LoggedUndoing) -> dict[str, Any]:
+    common = {"by": entry.by, "after": dataclasses.asdict(entry.after)}
+    if isinstance(entry, LoggedUndoing):
+        return {"epoch": entry.epoch, "undone": True, **common}
+    return {
+        "epoch": entry.epoch,
+        "step": entry.step,
+        "seed": entry.seed,
+        "operations": [as_config(operation) for operation in entry.operations],
+        "optimizer_state": entry.optimizer_state,
+        "learning_rate": entry.learning_rate,
+        **common,
     }
 
 
 def _from_json(content: Any) -> GrowthLog:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError("it isn't a growth log")
-    if content.get("version") != VERSION:
+    version = content.get("version")
+    if isinstance(version, bool) or version not in READABLE:
         raise ValueError(
-            f"it has version {content.get('version')!r} of the format, and this release of "
-            f"keras_net2net reads version {VERSION}"
+            f"it has version {version!r} of the format, and this release of keras_net2net reads "
+            f"versions {' and '.join(map(str, READABLE))}"
         )
-    return GrowthLog(
-        _architecture_from(content["start"]),
-        tuple(_growth_from(growth) for growth in _checked(content, "growths", list)),
+    start = _architecture_from(content["start"])
+    entries: list[LoggedGrowth | LoggedUndoing] = []
+    behind = [start]
+    for one in _checked(content, "growths", list):
+        entry = _entry_from(one)
+        if isinstance(entry, LoggedUndoing):
+            behind.pop()
+            if not behind or behind[-1] != entry.after:
+                raise ValueError(f"entry {len(entries) + 1} undoes a growth that there isn't")
+        else:
+            behind.append(entry.after)
+        entries.append(entry)
+    log = GrowthLog(start, tuple(entries))
+    moments = _checked(content, "moments", list) if "moments" in content else []
+    return dataclasses.replace(log, moments=tuple(_moment_from(one, log) for one in moments))
+
+
+def _entry_from(content: Any) -> LoggedGrowth | LoggedUndoing:
+    by = _checked(content, "by", str, optional=True) if "by" in content else None
+    if "undone" not in content:
+        return dataclasses.replace(_growth_from(content), by=by)
+    if not _checked(content, "undone", bool):
+        raise ValueError("an entry is neither a growth nor the undoing of one")
+    epoch = _checked(content, "epoch", int, optional=True)
+    return LoggedUndoing(_architecture_from(content["after"]), epoch, by)
+
+
+def _moment_from(content: Any, log: GrowthLog) -> Moment:
+    stage = _number(content, "growths", len(log.growths))
+    callbacks = _checked(content, "callbacks", dict)
+    behind = log.behind(stage)
+    return Moment(
+        epoch=_number(content, "epoch"),
+        stage=stage,
+        watches={name: _watch_from(one, behind) for name, one in callbacks.items()},
+        begun=_checked(content, "begun", bool),
     )
+
+
+def _watch_from(content: Any, behind: Mapping[int, LoggedGrowth]) -> Watch:
+    trial = _checked(content, "trial", int, optional=True)
+    if trial is not None and trial - 1 not in behind:
+        raise ValueError(f"growth {trial} is on trial, which there isn't")
+    best = _checked(content, "best", float, optional=True)
+    return Watch(
+        best=None if best is None else float(best),
+        wait=_number(content, "wait"),
+        cooldown_left=_number(content, "cooldown_left"),
+        position=_number(content, "position"),
+        growths=_number(content, "growths"),
+        due=_checked(content, "due", bool),
+        finished=_checked(content, "finished", bool),
+        trial=trial,
+    )
+
+
+def _number(content: Any, key: str, most: int | None = None) -> int:
+    value = _checked(content, key, int)
+    if value < 0 or (most is not None and value > most):
+        limit = "" if most is None else f", and at most {most}"
+        raise ValueError(f"{key!r} is {value}, and has to be at least 0{limit}")
+    return int(value)
 
 
 def _growth_from(content: Any) -> LoggedGrowth:
@@ -237,7 +392,7 @@ def _checked(content: Any, key: str, kind: type, optional: bool = False) -> Any:
     if value is None and optional:
         return None
     kinds = (int, float) if kind is float else (kind,)
-    if not isinstance(value, kinds) or isinstance(value, bool):
+    if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
         raise ValueError(f"{key!r} is {value!r:.40}, not of type {kind.__name__}")
     return value
 
@@ -379,7 +534,12 @@ def _holds_layers(value: Any) -> bool:
 
 
 def replay(
-    model: Any, log: Any, *, verify: Any = True, calibration: Any = None
+    model: Any,
+    log: Any,
+    *,
+    epoch: int | None = None,
+    verify: Any = True,
+    calibration: Any = None,
 ) -> list[GrowthReport]:
     """Does the growths of a log to a model that hasn't had them.
 
@@ -387,14 +547,20 @@ def replay(
     are left are done, with the seeds of the log. The operations and seeds are those
     of the first time, the weights are grown from what the model has. So a checkpoint
     from before a growth gives the very weights that the growth gave then. For a model
-    that has all growths behind it nothing happens.
+    that has all growths behind it nothing happens. Growths that were undone are left
+    out.
 
     If anything fails, the model is as it was before.
 
     Args:
         model: A built `keras.Model`. If it is compiled, its optimizer is treated as it
             was then.
-        log: The path of a log that `GrowthScheduler(..., log=path)` wrote.
+        log: The path of a log that `GrowthScheduler(..., log=path)` or
+            `GrowOnPlateau(..., log=path)` wrote.
+        epoch: Integer, the epoch, counted from 0, at whose end the model was as it is
+            wanted: later growths are left out, and one that was on trial then isn't.
+            For a checkpoint from the middle of a run. Defaults to `None`: the end of
+            the log.
         verify: See `grow`. Defaults to `True`.
         calibration: See `grow`. A log holds no data, so operations that look at some
             need it again. Defaults to `None`.
@@ -404,7 +570,8 @@ def replay(
 
     Raises:
         LogError: If the log can't be read, isn't of this model, or the growths lead to
-            another architecture than they did then.
+            another architecture than they did then; or if the model has a growth behind
+            it that was undone, or a later one than is asked for.
         GrowthError: If a growth can't be done.
 
     Example:
@@ -427,7 +594,7 @@ def replay(
     """
     read = log if isinstance(log, GrowthLog) else GrowthLog.read(log)
 
-    def redo(growth: LoggedGrowth) -> GrowthReport:
+    def redo(place: int, growth: LoggedGrowth, done: Transaction) -> GrowthReport:
         return grow(
             model,
             list(growth.operations),
@@ -438,42 +605,67 @@ def replay(
             calibration=calibration,
         )
 
-    return bring(model, read, len(read.growths), redo)
+    stage = len(read.growths)
+    if epoch is not None:
+        last = whole_number(epoch, "The epoch", f"epoch={epoch!r}", least=0, kind="counted from 0")
+        stage = next((i for i, one in enumerate(read.growths) if (one.epoch or 0) > last), stage)
+    return [*bring(model, read, stage, redo).values()]
 
 
 def bring(
-    model: Any, log: GrowthLog, stage: int, redo: Callable[[LoggedGrowth], GrowthReport]
-) -> list[GrowthReport]:
+    model: Any,
+    log: GrowthLog,
+    stage: int,
+    redo: Callable[[int, LoggedGrowth, Transaction], GrowthReport],
+) -> dict[int, GrowthReport]:
     """Brings a model to a stage of a log, or leaves it as it is.
 
     Args:
         model: The model.
         log: The log.
-        stage: How many growths the model is to have behind it.
-        redo: Does a growth of the log to the model.
+        stage: How many entries the model is to have behind it.
+        redo: Does the growth at a place of the log to the model; it may keep the
+            transaction that undoes it.
 
     Returns:
-        The reports of what was done.
+        The reports of what was done, by the places of the growths.
     """
-    start = GrowthLog(log.start, log.growths[:stage]).stage_of(model)
-    reports = []
-    with Transaction.around():
-        for number, growth in enumerate(log.growths[start:stage], start):
-            report = redo(growth)
-            reports.append(dataclasses.replace(report, epoch=growth.epoch))
-            now = architecture(model)
-            if now.layers != growth.after.layers:
-                raise LogError(
-                    explain(
-                        f"Growth {number + 1} of the log can't be done again to {model.name!r}",
-                        f"it led to {growth.after.parameters:,} parameters then, and leads to "
-                        f"{now.parameters:,} and other layers now: it depends on the weights, or "
-                        "on code that has changed",
-                        f"{list(growth.operations)!r}",
-                        "Load the weights from before the growth first, or build the model as "
-                        "it was then",
+    wanted = log.behind(stage)
+    begun = log.behind(log.until(stage).stage_of(model))
+    undone = [place for place in begun if place not in wanted]
+    if undone:
+        raise LogError(
+            explain(
+                f"The model {model.name!r} can't be brought to that place of the log",
+                f"it has growth {undone[0] + 1} of the log behind it, which was undone later, and "
+                "only the run itself could do that",
+                f"a model with {model.count_params():,} parameters",
+                "Build the model as it was before the first growth, or take weights from before "
+                "that growth or after its undoing",
+            )
+        )
+    reports = {}
+    with Transaction.around() as whole:
+        for place, growth in wanted.items():
+            if place in begun:
+                continue
+            with Transaction.around() as one:
+                report = redo(place, growth, one)
+                reports[place] = dataclasses.replace(report, epoch=growth.epoch)
+                now = architecture(model)
+                if now.layers != growth.after.layers:
+                    raise LogError(
+                        explain(
+                            f"Growth {place + 1} of the log can't be done again to {model.name!r}",
+                            f"it led to {growth.after.parameters:,} parameters then, and leads to "
+                            f"{now.parameters:,} and other layers now: it depends on the weights, "
+                            "or on code that has changed",
+                            f"{list(growth.operations)!r}",
+                            "Load the weights from before the growth first, or build the model as "
+                            "it was then",
+                        )
                     )
-                )
+            whole.on_roll_back(one.roll_back)
     return reports
 
 
@@ -558,12 +750,7 @@ def upgrade_weights(
                 "Pass weights that were saved in a run with this log",
             )
         )
-    replay(
-        model,
-        GrowthLog(read.start, read.growths[: stages[-1]]),
-        verify=False,
-        calibration=calibration,
-    )
+    replay(model, read.until(stages[-1]), verify=False, calibration=calibration)
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None and not optimizer.built:
         optimizer.build(model.trainable_variables)  # or what the file has of it is passed over

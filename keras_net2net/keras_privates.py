@@ -1331,8 +1331,14 @@ def save_backups_with(backup: Any, save: Callable[[Callable[[], None]], None]) -
         backup: The callback.
         save: Is given the callback's own way to save.
     """
-    if "_save_model" not in vars(backup):
-        vars(backup)["_save_model"] = functools.partial(save, backup._save_model)
+    held = vars(backup).get("_save_model")  # of an earlier `fit`
+    own = held.args[0] if isinstance(held, functools.partial) else backup._save_model
+    vars(backup)["_save_model"] = functools.partial(save, own)
+
+
+def epoch_to_save(backup: Any) -> int:
+    """The epoch that a `BackupAndRestore` would have a resumed `fit` begin with."""
+    return int(backup._current_epoch)
 
 
 @contextlib.contextmanager

@@ -13,10 +13,12 @@ import numpy as np
 from keras_net2net import keras_privates as privates
 from keras_net2net.callbacks import _GrowingCallback
 from keras_net2net.errors import GrowthError, explain
-from keras_net2net.fit_callbacks import callbacks_of, concerned, own_weights
+from keras_net2net.fit_callbacks import BestWeights, callbacks_of, concerned, own_weights
 from keras_net2net.growth import plan
+from keras_net2net.growth_log import Watch
 from keras_net2net.operations.base import Operation, as_operations, whole_number
 from keras_net2net.transaction import Transaction
+from keras_net2net.trials import Trial, signature
 
 Growths = Operation | Sequence[Any] | Callable[[int, Any], Any]
 
@@ -63,16 +65,25 @@ class GrowOnPlateau(_GrowingCallback):
         verify: See `grow`. Defaults to `True`.
         calibration: See `GrowthScheduler`. Defaults to `None`.
         freeze: See `grow`. Defaults to `None`.
+        log: Path of a growth log: see `GrowthScheduler`. With it, and with
+            `keras.callbacks.BackupAndRestore`, what the decisions depend on comes back as
+            well: best value, waiting, the place in the list. With `revert=True` the values
+            from before a growth on trial are kept in a file beside the log, as large as the
+            model and its optimizer were, until that is decided. Without a backup, a `fit`
+            in a new process whose `initial_epoch` the log knows goes on likewise, but
+            undoes nothing from before it. Defaults to `None`: nothing is recorded.
         verbose: `0` is silent, `1` prints a line for each growth. Defaults to `1`.
 
     Attributes:
         history: The `GrowthReport`s of all growths, in their order; `undone` tells
-            those that were undone.
+            those that were undone. Those that were undone in a process that was killed
+            since are only in the log.
         finished: Whether there will be no more growth: the list is at its end, or a
             limit is reached.
 
     Raises:
         GrowthError: If an argument can't be used.
+        LogError: See `GrowthScheduler`.
 
     Example:
 
@@ -110,9 +121,12 @@ class GrowOnPlateau(_GrowingCallback):
         verify: Any = True,
         calibration: Any = None,
         freeze: str | None = None,
+        log: Any = None,
         verbose: int = 1,
     ) -> None:
-        super().__init__(seed, optimizer_state, learning_rate, verify, calibration, freeze, verbose)
+        super().__init__(
+            seed, optimizer_state, learning_rate, verify, calibration, freeze, log, verbose
+        )
         self.operations = _checked(operations)
         if cycle and callable(self.operations):
             raise _wrong(
@@ -154,6 +168,7 @@ class GrowOnPlateau(_GrowingCallback):
         self.revert = bool(revert)
         self.finished = False
         self._position = 0
+        self._growths = 0
         self._start()
 
     def _start(self) -> None:
@@ -161,22 +176,61 @@ class GrowOnPlateau(_GrowingCallback):
         self.wait = 0
         self.cooldown_left = 0
         self._due = False
-        self._trial: _Trial | None = None
+        self._trial: Trial | None = None
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Forgets the best value and the waiting; the list of growths goes on."""
+        """Forgets the best value and the waiting; the list of growths goes on.
+
+        A `fit` that is resumed goes on with all of it.
+        """
+        super().on_train_begin(logs)
+        interrupted = self._trial  # in this process
         self._start()
+        state = None if self._recorder is None else self._recorder.state_of(self)
+        if state is not None:
+            watch, trial = state
+            if trial is None and interrupted is not None and interrupted.logged == watch.trial:
+                trial = interrupted
+            self._go_on(watch, trial)
+
+    def _watch(self) -> Watch:
+        return Watch(
+            best=self.best,
+            wait=self.wait,
+            cooldown_left=self.cooldown_left,
+            position=self._position,
+            growths=self._growths,
+            due=self._due,
+            finished=self.finished,
+            trial=None if self._trial is None else self._trial.logged,
+        )
+
+    def _go_on(self, watch: Watch, trial: Trial | None) -> None:
+        self.best, self.wait, self.cooldown_left = watch.best, watch.wait, watch.cooldown_left
+        self._position, self._growths = watch.position, watch.growths
+        self._due, self.finished = watch.due, watch.finished
+        self._trial = trial
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Lets a growth that is on trial stay."""
+        super().on_train_end(logs)
+        self._trial = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Looks at the metric."""
         super().on_epoch_end(epoch, logs)
-        current = (logs or {}).get(self.monitor)
+        self._look(logs or {})
+        if self._recorder is not None:
+            self._recorder.ended(self, epoch)
+
+    def _look(self, logs: dict[str, float]) -> None:
+        current = logs.get(self.monitor)
         if current is None:
-            names = ", ".join(sorted(set(logs or {}) - {"params", "growth"}))
+            names = ", ".join(sorted(set(logs) - {"params", "growth"}))
             warnings.warn(
                 f"GrowOnPlateau looks at the metric {self.monitor!r}, which there isn't. There "
                 f"are: {names or 'none'}.",
-                stacklevel=2,
+                stacklevel=3,
             )
             return
         counts = self.cooldown_left == 0
@@ -208,6 +262,9 @@ class GrowOnPlateau(_GrowingCallback):
         return gain > self.min_delta
 
     def _begin(self, epoch: int) -> None:
+        self._already(epoch)
+        if self._trial is not None and self._trial.callbacks is None:
+            self._trial = self._with_callbacks(self._trial)
         if not self._due:
             return
         self._due = False
@@ -223,14 +280,21 @@ class GrowOnPlateau(_GrowingCallback):
             values = privates.values_of(self.model) if self.revert else []
             report = self._grow(operations, epoch)
         self._position += 1
-        done = sum(not one.plan.empty for one in self.history)
+        self._growths += not report.plan.empty
         exhausted = isinstance(self.operations, tuple) and self._position >= len(self.operations)
-        self.finished = done == self.max_growths or (exhausted and not self.cycle)
+        self.finished = self._growths == self.max_growths or (exhausted and not self.cycle)
         self.cooldown_left = self.cooldown
         if self.revert and not report.plan.empty:
             transaction.settle()
-            number, now = len(self.history) - 1, _signature(self.model)
-            self._trial = _Trial(transaction, values, number, now, held)
+            logged = None if self._recorder is None else self._recorder.keep_values(values)
+            number, now = len(self.history) - 1, signature(self.model)
+            self._trial = Trial(transaction, values, number, now, held, logged)
+
+    def _with_callbacks(self, trial: Trial) -> Trial:
+        """A trial from a process that was killed, with the callbacks that have begun by now."""
+        held = concerned(callbacks_of(), self.model)
+        BestWeights(held, trial.transaction)
+        return dataclasses.replace(trial, callbacks=held)
 
     def _next(self, epoch: int) -> Any:
         if self.finished:
@@ -252,18 +316,20 @@ class GrowOnPlateau(_GrowingCallback):
         )
         return False
 
-    def _undo(self, trial: _Trial, epoch: int) -> None:
+    def _undo(self, trial: Trial, epoch: int) -> None:
         report = self.history[trial.number]
         since = f"the growth before epoch {(report.epoch or 0) + 1}"
-        if _signature(self.model) != trial.signature:
+        if signature(self.model) != trial.signature:
             warnings.warn(
                 f"GrowOnPlateau can't undo {since}: the model has changed since.", stacklevel=2
             )
             return
-        with own_weights(trial.callbacks):
+        with own_weights(trial.callbacks or ()):
             trial.transaction.roll_back()
             privates.set_values(trial.values)
             privates.forget_functions(self.model)
+        if self._recorder is not None:
+            self._recorder.record_undoing(self, epoch)
         self.history[trial.number] = dataclasses.replace(report, undone=epoch)
         self._event = -1
         best = "nothing" if self.best is None else f"{self.best:.4g}"
@@ -271,30 +337,6 @@ class GrowOnPlateau(_GrowingCallback):
             f"Before epoch {epoch + 1}, {since} was undone: {self.monitor} has not improved on "
             f"{best} | {report.parameters_after:,} -> {report.parameters_before:,} parameters"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Trial:
-    """A growth that may yet be undone.
-
-    Args:
-        transaction: Undoes what it changed.
-        values: The values of all variables at that moment.
-        number: The place of its report in the history.
-        signature: What the model was right after it.
-        callbacks: The callbacks of the `fit`.
-    """
-
-    transaction: Transaction
-    values: list[tuple[Any, np.ndarray]]
-    number: int
-    signature: list[tuple[Any, ...]]
-    callbacks: list[Any]
-
-
-def _signature(model: Any) -> list[tuple[Any, ...]]:
-    """What another growth would change."""
-    return [(id(variable), tuple(variable.shape)) for variable in model.weights]
 
 
 def _checked(operations: Any) -> Any:

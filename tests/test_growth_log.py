@@ -69,7 +69,7 @@ def test_the_log_is_small_and_says_what_was_done(run):
     folder, model = run
     content = json.loads((folder / "log").read_text())
     assert content["format"] == "keras_net2net growth log"
-    assert content["version"] == 1
+    assert content["version"] == 2
     assert content["keras"] == keras.__version__
     assert content["keras_net2net"] == n2n.__version__
     assert [growth["epoch"] for growth in content["growths"]] == [1, 2]
@@ -205,7 +205,7 @@ BROKEN = {
     "not a log": lambda folder: b"[1, 2]",
     "nested": lambda folder: b"[" * 100_000,
     "another file": lambda folder: b'{"format": "something"}',
-    "newer": lambda folder: broken(folder, _set("version", to=2)),
+    "newer": lambda folder: broken(folder, _set("version", to=3)),
     "no start": lambda folder: broken(folder, lambda content: content.pop("start")),
     "no seed": lambda folder: broken(folder, lambda content: content["growths"][0].pop("seed")),
     "bad seed": lambda folder: broken(folder, _set("growths", 0, "seed", to="1")),
