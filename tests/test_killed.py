@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "resume.py"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the script forks")
-@pytest.mark.parametrize("kind", cases(KILLS, most=2 * len(KILLS)))
+@pytest.mark.parametrize("kind", cases(KILLS, most=6))
 def test_runs_that_are_killed_end_as_one_that_is_not(kind):
     found = subprocess.run(
         [sys.executable, "-W", "ignore", SCRIPT, "--kills", str(KILLS[kind]), "--callback", kind],
