@@ -341,8 +341,8 @@ class Inference:
         )
 
     def _set_outputs(self, call: Call, site: RuleCall, outputs: Any) -> None:
-        content = site.content.after(site._treatment)
-        self.treatments[id(call)] = site._treatment
+        content = site.made
+        self.treatments[id(call)] = site.treatment
         flat = _flatten(outputs)
         if len(flat) != len(call.outputs):
             flat = [None] * len(call.outputs)

@@ -185,7 +185,9 @@ def _take_attributes(layer: Any, twin: Any) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is a number, a text, or a list of these."""
+    """Whether a value is a number, a text, or a list or dict of these."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return isinstance(value, _PLAIN)

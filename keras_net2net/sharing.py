@@ -204,6 +204,9 @@ class _Paths:
                     return None
                 places += found
             return places or None
+        if type(call.operation).__name__ == "Multiply":  # linear in each alone
+            tries = (self.makers(x, wanted, call) for x in call.inputs if self._holds(x, wanted))
+            return next(filter(None, tries), None)
         if treatment not in (MAKES_UNITS, NORMALIZES, RESCALES) or facts.calls != 1:
             return None
         if treatment == NORMALIZES and "gamma" not in facts.weights:

@@ -22,7 +22,8 @@ def dense(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
     call.weight("kernel", reads(x[-1]), makes(units))
     if call.layer.use_bias:
         call.weight("bias", makes(units))
-    return activate_made(call, (*x[:-1], units), call.layer.activation)
+    layer = call.layer
+    return activate_made(call, (*x[:-1], units), layer.activation, x[:-1], layer.use_bias)
 
 
 @register_rule(layers.Embedding)
@@ -95,7 +96,12 @@ def einsum_dense(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
         for old, axis in zip(sizes, result[len(result) - len(sizes) :], strict=True)
     ]
     call.configure("partial_output_shape", tuple(shape))
-    return activate_made(call, result, layer.activation)
+    beside = [known[letter] for letter in output if letter in given]
+    if any(letter in weight for letter in output if letter in given):
+        output_axes = activate_made(call, result, layer.activation, (), False)
+        call.treat(call.treatment, beside)  # each of these units has weights of its own
+        return output_axes
+    return activate_made(call, result, layer.activation, beside, bool(layer.bias_axes))
 
 
 register_rule(layers.Identity)(passes)
