@@ -177,6 +177,11 @@ def is_keras_layer(layer: Any) -> bool:
     return type(layer).__module__.startswith("keras.src.layers.")
 
 
+def is_keras_regularizer(penalty: Any) -> bool:
+    """Whether a regularizer is one of Keras's own, which take tensors of all sizes."""
+    return type(penalty).__module__.startswith("keras.src.regularizers.")
+
+
 def attention_has_one_size() -> bool:
     """Whether Keras's attention computes only with keys and values of one size.
 

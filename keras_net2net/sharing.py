@@ -115,15 +115,18 @@ def _is_linear(
         places = held.get(id(x), ())
         return any(resolve(f.weights[n][i].expression) == resolve(units) for f, n, i in places)
 
-    if inference.treatments.get(id(call)) == PASSES:
+    kind = type(call.operation).__name__
+    if inference.treatments.get(id(call)) == PASSES and kind not in _PRODUCTS:
         return all(map(shared, call.inputs))
     others = [x for x in call.inputs if x is not tensor]
     if len(others) + 1 != len(call.inputs) or any(map(shared, others)):
         return False
-    kind = type(call.operation)
-    if kind.__name__ in ("Divide", "TrueDivide"):
+    if kind in ("Divide", "TrueDivide"):
         return call.inputs[0] is tensor and call.args[:1] == (tensor,)
-    return kind.__name__ == "Multiply"
+    return kind == "Multiply"
+
+
+_PRODUCTS = ("Multiply", "Divide", "TrueDivide")  # linear in one of several tensors
 
 
 def _share(places: Iterable[Place]) -> None:

@@ -108,9 +108,20 @@ register_rule(layers.Identity)(passes)
 
 refuse("decides by all units of a step whether to mask it", layers.Masking)
 refuse("is an input of the model", layers.InputLayer)
+
+
+def lambda_settings(call: RuleCall, *outputs: Axes) -> None:
+    """The shape that a `Lambda` was told it makes follows the units."""
+    told = call.setting("_output_shape")
+    if isinstance(told, tuple) and len(outputs) == 1 and len(told) == len(outputs[0]) - 1:
+        shape = (old if old is None else e for old, e in zip(told, outputs[0][1:], strict=True))
+        call.configure("_output_shape", tuple(shape))
+
+
 opened(
     "A function of Keras's operations; what it does with another library can't be seen.",
     layers.Lambda,
+    settings=lambda_settings,
 )
 # A user may register a rule for these, so the reason says that there is none.
 refuse(
