@@ -233,7 +233,8 @@ def _twin(layer: Any, config: dict[str, Any], inputs: tuple[list[Any], dict[str,
     """A layer of the same class from another configuration, built; `None` if there is none."""
     try:
         twin = type(layer).from_config(config)
-        twin(*inputs[0], **inputs[1])
+        if not (isinstance(layer, keras.Model) and privates.has_no_call(layer)):
+            twin(*inputs[0], **inputs[1])
         return twin
     except Exception:
         shapes = privates.build_shapes(layer) or {}

@@ -209,9 +209,17 @@ def training_probe(model: Any, batch: Any) -> Probe:
 def run(model: Any, batch: Any, training: bool = False) -> list[np.ndarray]:
     """The outputs of a model, flat, in float64 or their own precision."""
     with keras.StatelessScope():  # what a recurrent layer carries from batch to batch stays
-        outputs = keras.tree.flatten(model(batch, training=training))
+        outputs = keras.tree.flatten(_call(model, batch, training))
     arrays = [keras.ops.convert_to_numpy(y) for y in outputs]
     return [y.astype(np.float64) for y in arrays]
+
+
+def _call(model: Any, batch: Any, training: bool) -> Any:
+    """What a model makes of a batch; the models that one without a `call` holds, of one each."""
+    if privates.function_of(model) is not None or not privates.has_no_call(model):
+        return model(batch, training=training)
+    parts = privates.held_models(model)
+    return [part(x, training=training) for part, x in zip(parts, batch, strict=True)]
 
 
 def _narrowest(model: Any) -> str:
