@@ -206,7 +206,7 @@ register_rule(*named(*ELEMENTWISE))(elementwise)
 
 @register_rule(*named(*REDUCTIONS))
 def reduction(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
-    """Passes units on axes that stay; over others, means and limits take whole multiples."""
+    """Passes units that stay; a sum's makers share them, means and limits take whole multiples."""
     reduced = positions(call.layer.axis, len(x))
     over = [x[at] for at in reduced]
     name = type(call.layer).__name__.lower()
