@@ -342,6 +342,17 @@ def test_all_that_can_grows_by_half(name, tmp_path):
         assert_same(both_modes(loaded, x), both_modes(model, x), 1e-6)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has tensors of strings")
+def test_words_are_made_to_compare_a_model_on():
+    words, numbers = keras.Input((3,), dtype="string"), keras.Input((2,))
+    found = layers.StringLookup(vocabulary=["red", "green", "blue"])(words)
+    x = layers.Embedding(4, 3, name="table")(found)
+    x = layers.concatenate([layers.Flatten()(x), layers.Dense(4, "relu", name="hidden")(numbers)])
+    model = randomize(keras.Model([words, numbers], layers.Dense(2)(x)))
+    report = n2n.grow(model, n2n.Wider(["table", "hidden"], factor=2), seed=0)
+    assert report.difference < 1e-5
+
+
 def test_a_mixer_takes_whole_multiples_of_the_units_whose_places_it_mixes():
     # A Dense along the places adds its bias to each unit: a mean of them is none any more.
     x = floats(3, 8, 8, 3)
