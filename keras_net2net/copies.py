@@ -110,8 +110,9 @@ class _Copy:
         """The copy of a model whose code is its own: made from its configuration."""
         original = graph.model
         copy = _copy_of(original)
-        args, kwargs = symbolic_inputs(original)
-        copy(*args, **kwargs)
+        if not privates.has_no_call(original):
+            args, kwargs = symbolic_inputs(original)
+            copy(*args, **kwargs)
         _set_weights(original, copy, original.get_weights())
         _carry_states(original, copy)
         copy.trainable = original.trainable

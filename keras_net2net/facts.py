@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # are concerned: those that hold the mean of the others, or zero. See `RuleCall.treat`.
 MAKES_UNITS = "makes units, linear in its weights"
 PASSES = "passes each unit through, alone and linearly"
+ADDS = "passes units through linearly, and adds the same to each"
 KEEPS_ZERO = "makes zero of zero"
 MAKES_ZERO = "makes units that are zero where their weights are"
 NORMALIZES = "makes zero of the mean, and is linear in its weights"
@@ -51,6 +52,8 @@ class Content:
             return Content("zero", "zero")
         if treatment == PASSES:
             return self
+        if treatment == ADDS:
+            return Content("mean" if self.mean == "mean" else None)
         if treatment in (KEEPS_ZERO, RESCALES):
             return Content("zero" if self.mean == "zero" else None, self.zero)
         return Content()

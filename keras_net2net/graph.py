@@ -250,10 +250,45 @@ def read(model: Any) -> Graph:
     check_is_model(model)
     if privates.function_of(model) is not None:
         return _Reader().model(model, "")
+    if privates.has_no_call(model):
+        return _read_parts(model)
     shapes = None if isinstance(model, keras.Sequential) else privates.build_shapes(model)
     if not shapes or not model.built:
         raise GrowthError(_not_built(model))
     return _read_subclass(model, shapes)
+
+
+def _read_parts(model: Any) -> Graph:
+    """Reads the models that one without a `call` holds: an encoder and a decoder, say.
+
+    How its `train_step` puts them together isn't seen; so what goes into each of them and
+    what comes out stays as it is, as with any model.
+    """
+    parts = privates.held_models(model)
+    if not parts:
+        raise GrowthError(
+            explain(
+                f"The model {model.name!r} can't grow",
+                f"{type(model).__name__} has no `call`, and holds no built Sequential or "
+                "Functional model that could",
+                "a subclassed model",
+                "Write a `call`, or grow the models that it uses one by one",
+            )
+        )
+    reader = _Reader()
+    graph = Graph(model, "", [], [], [], opened=True)
+    for part in parts:
+        inner = reader.model(part, part.name)
+
+        def outside(x: Tensor) -> Tensor:
+            return Tensor(x.shape, x.dtype)
+
+        given = keras.tree.map_structure(outside, inner.inputs)
+        made = [outside(x) for x in inner.flat_outputs]
+        graph.calls.append(Call(part, part.name, (given,), {}, made, inner))
+        graph.inputs.append(given)
+        graph.outputs += made
+    return graph
 
 
 def read_layer(layer: Any, path: str, args: Any, kwargs: Any) -> Graph:

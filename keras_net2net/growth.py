@@ -284,6 +284,7 @@ def _grow(
     changed: dict[str, Any] = {}
     privates.sync_state(model)
     optimizer = OptimizerUpdate(model)
+    others = [OptimizerUpdate(Trained(model, held)) for held in privates.held_optimizers(model)]
     best = BestWeights(callbacks, transaction)
     try:
         for group in stages(operations):
@@ -322,6 +323,10 @@ def _grow(
             if whole.outputs:
                 shapes = [tensor.shape for tensor in draft.graph.flat_outputs]
                 notes += update_compiled(model, whole.outputs, shapes, transaction)
+            for other in others:
+                notes += other.slots(
+                    whole, changed, [*inserted, *thawed], options.optimizer_state, transaction
+                )
             privates.forget_functions(model)
             best.grow(model, whole, stuck)
         if before is not None:
@@ -347,12 +352,40 @@ def _grow(
             training_difference=training_difference,
         )
         if not whole.empty:
-            optimizer.rate(options.learning_rate, report, transaction)
+            for one in (optimizer, *others):
+                one.rate(options.learning_rate, report, transaction)
     except BaseException:
         transaction.roll_back()
         raise
     transaction.commit()
     return report
+
+
+class Trained:
+    """A model as one of several optimizers sees it: with the variables that it updates.
+
+    Args:
+        model: The model.
+        optimizer: The optimizer.
+    """
+
+    def __init__(self, model: Any, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.distribute_strategy = getattr(model, "distribute_strategy", None)
+        self._model = model
+        known = {id(v) for v in privates.optimizer_variables(optimizer) or ()}
+        self._parts = [
+            layer
+            for layer in privates.sublayers(model)
+            if any(id(v) in known for v in layer.trainable_variables)
+        ]
+
+    @property
+    def trainable_variables(self) -> list[Any]:
+        """The variables of those parts of the model that the optimizer updates some of."""
+        found = {id(v): v for part in self._parts for v in part.trainable_variables}
+        own = {id(v): v for v in self._model.trainable_variables if id(v) in found}
+        return list(own.values())
 
 
 def check_arguments(optimizer_state: str, learning_rate: Any) -> None:

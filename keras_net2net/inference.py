@@ -27,8 +27,9 @@ from keras_net2net.facts import (
     follows,
 )
 from keras_net2net.graph import Call, Graph, Tensor, read_function
+from keras_net2net.opening import fails_at_other_sizes
 from keras_net2net.rule_call import RuleCall
-from keras_net2net.rules.registry import rule_for
+from keras_net2net.rules.registry import rule_for, settings_of
 from keras_net2net.weights import FOLLOWS, MAKES, READS
 from keras_net2net.widths import (
     Axes,
@@ -312,6 +313,26 @@ class Inference:
             for expression in (*facts.units.values(), *_weight_axes(facts)):
                 site.fix(expression, why)
         self._set_outputs(call, site, outputs)
+        self._check_penalty(call, site)
+
+    def _check_penalty(self, call: Call, site: RuleCall) -> None:
+        """Fixes the units that a user's activity regularizer can't take more of.
+
+        What a penalty is of more units, nobody promises; but a layer whose regularizer
+        fails can't be called at all.
+        """
+        penalty = getattr(call.operation, "activity_regularizer", None)
+        if penalty is None or privates.is_keras_regularizer(penalty):
+            return
+        for tensor in call.outputs:
+            axes = self.of(tensor)
+            if not any(True for axis in axes for _ in widths_of(axis)):
+                continue
+            sizes = [None if isinstance(axis, Fixed) else axis.size for axis in axes]
+            problem = fails_at_other_sizes(penalty, tensor.shape, sizes, tensor.dtype)
+            if problem is not None:
+                kind = getattr(penalty, "__name__", type(penalty).__name__)
+                site.fix(axes, f"has the activity regularizer {kind!r}, which fails: {problem}")
 
     def _arguments(self, call: Call) -> tuple[Any, Any]:
         """The arguments of a call, with axes in the place of tensors."""
@@ -341,8 +362,8 @@ class Inference:
         )
 
     def _set_outputs(self, call: Call, site: RuleCall, outputs: Any) -> None:
-        content = site.content.after(site._treatment)
-        self.treatments[id(call)] = site._treatment
+        content = site.made
+        self.treatments[id(call)] = site.treatment
         flat = _flatten(outputs)
         if len(flat) != len(call.outputs):
             flat = [None] * len(call.outputs)
@@ -358,7 +379,8 @@ class Inference:
                     expression = Fixed(size, site.obstacle("determines this size"))
                 checked.append(expression)
             self.axes[id(tensor)] = tuple(checked)
-            self._contents[id(tensor)] = content
+            if any(not isinstance(axis, Fixed) for axis in checked):
+                self._contents[id(tensor)] = content
 
     def _infer_nested(self, call: Call, inner: Graph) -> None:
         given = inner.sources if inner.opened else match_inputs(call, inner)
@@ -379,7 +401,8 @@ class Inference:
                     expression = Fixed(size, obstacle)
                 axes.append(expression)
             self.axes[id(tensor)] = tuple(axes)
-            self._contents[id(tensor)] = self._contents.get(id(source), Content())
+            if id(source) in self._contents:
+                self._contents[id(tensor)] = self._contents[id(source)]
         if inner.opened:
             facts = self.facts_of(call.operation, call.path)
             facts.opened = True
@@ -387,6 +410,9 @@ class Inference:
             args, kwargs = self._arguments(call)
             facts.given = facts.given or (args, kwargs)
             self._expose(facts, inner)
+            settings = settings_of(call.operation)
+            if settings is not None:
+                settings(RuleCall(self, call, facts), *map(self.of, call.outputs))
             if call.path in self.stuck:
                 self._fix_stuck(call, facts)
 

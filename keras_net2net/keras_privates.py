@@ -182,6 +182,11 @@ def is_keras_layer(layer: Any) -> bool:
     return type(layer).__module__.startswith("keras.src.layers.")
 
 
+def is_keras_regularizer(penalty: Any) -> bool:
+    """Whether a regularizer is one of Keras's own, which take tensors of all sizes."""
+    return type(penalty).__module__.startswith("keras.src.regularizers.")
+
+
 def attention_has_one_size() -> bool:
     """Whether Keras's attention computes only with keys and values of one size.
 
@@ -497,6 +502,33 @@ def recurrent_states(layer: Any) -> dict[str, Any]:
 def sublayers(layer: Any) -> list[Any]:
     """The layers that a layer holds (`_layers` has no public name on a `Layer`)."""
     return list(layer._layers)
+
+
+def has_no_call(model: Any) -> bool:
+    """Whether a model only holds others, which a `train_step` of its own calls."""
+    return type(model).call is keras.Model.call
+
+
+def held_models(model: Any) -> list[Any]:
+    """The Sequential and Functional models that a model holds, each once."""
+    found = {id(layer): layer for layer in sublayers(model) if isinstance(layer, keras.Model)}
+    return [part for part in found.values() if function_of(part) is not None]
+
+
+def held_optimizers(model: Any) -> list[Any]:
+    """The optimizers that a model holds beside the one that it was compiled with.
+
+    A model with a `train_step` of its own may have one for each of its parts.
+    """
+    found = {}
+    for value in vars(model).values():
+        items = value.values() if isinstance(value, dict) else value
+        for one in items if isinstance(value, (list, tuple, dict)) else [value]:
+            if isinstance(one, keras.optimizers.Optimizer):
+                found[id(one)] = one
+    main = getattr(model, "optimizer", None)
+    inner = [] if main is None else optimizer_parts(main)
+    return [one for one in found.values() if not any(one is part for part in inner)]
 
 
 def build_shapes(layer: Any) -> dict[str, Any] | None:

@@ -161,6 +161,31 @@ def _record(
     return Opened(inputs, outputs, nodes, variables, bool(losses))
 
 
+def fails_at_other_sizes(
+    function: Any, shape: Sequence[int | None], sizes: Sequence[int | None], dtype: str
+) -> str | None:
+    """Whether a function of one tensor takes it as it is, but not with larger axes.
+
+    Args:
+        function: The function.
+        shape: The shape of the tensor.
+        sizes: The sizes of the axes that become larger; `None` for the others.
+        dtype: Its dtype.
+
+    Returns:
+        What it says of a larger tensor; `None` if it takes it, or neither of the two.
+    """
+    now = [1 if size is None else size for size in shape]
+    more = [size if old is None else size + 2 for size, old in zip(now, sizes, strict=True)]
+    for given in (now, more):
+        try:
+            with keras.StatelessScope():
+                function(keras.ops.zeros(given, dtype))
+        except Exception as error:  # whatever it needs
+            return None if given is now else " ".join(str(error).split())[:100]
+    return None
+
+
 def open_function(function: Any, sizes: Sequence[int | None], dtype: str) -> Opened | None:
     """Records what a function of one tensor does.
 

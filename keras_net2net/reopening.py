@@ -185,7 +185,9 @@ def _take_attributes(layer: Any, twin: Any) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is a number, a text, or a list of these."""
+    """Whether a value is a number, a text, or a list or dict of these."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return isinstance(value, _PLAIN)
@@ -231,7 +233,8 @@ def _twin(layer: Any, config: dict[str, Any], inputs: tuple[list[Any], dict[str,
     """A layer of the same class from another configuration, built; `None` if there is none."""
     try:
         twin = type(layer).from_config(config)
-        twin(*inputs[0], **inputs[1])
+        if not (isinstance(layer, keras.Model) and privates.has_no_call(layer)):
+            twin(*inputs[0], **inputs[1])
         return twin
     except Exception:
         shapes = privates.build_shapes(layer) or {}

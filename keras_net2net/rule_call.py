@@ -30,6 +30,7 @@ from keras_net2net.widths import (
     fix,
     resolve,
     unify,
+    widths_of,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class RuleCall:
         self._call = call
         self._facts = facts
         self._treatment: str | None = None
+        self._beside: tuple[Sequence[Expression], str | None] = ((), None)
         self._shapes: list[tuple[int | None, ...]] | None = None
         self.content = inference.content_of(call) if content is None else content
         self.layer = facts.operation
@@ -199,7 +201,12 @@ class RuleCall:
         """
         self._inference.share_part(self._inference.facts[id(layer)], expression, scale)
 
-    def treat(self, treatment: str | None) -> None:
+    def treat(
+        self,
+        treatment: str | None,
+        beside: Sequence[Expression] = (),
+        others: str | None = None,
+    ) -> None:
         """Says what the operation does to the value of a unit.
 
         A normalization over units of a size that isn't a multiple of the old one
@@ -208,9 +215,23 @@ class RuleCall:
         that says nothing is taken to make anything of them, which is always safe.
 
         Args:
-            treatment: One of the constants of this module.
+            treatment: One of the constants of `facts`.
+            beside: The axes that it passes through with other units, for which it does
+                something else: a `Dense` behind a transposition, say, makes units on the
+                last axis, and mixes the places on which others lie.
+            others: What it does to the values of those.
         """
         self._treatment = treatment
+        self._beside = beside, others
+
+    @property
+    def made(self) -> Content:
+        """What the outputs hold for units that fill, by what was said with `treat`."""
+        content = self.content.after(self._treatment)
+        beside, others = self._beside
+        if any(True for axis in beside for _ in widths_of(axis)):
+            content = content.join(self.content.after(others))
+        return content
 
     def normalize(
         self,
@@ -320,7 +341,7 @@ class RuleCall:
         inner = RuleCall(self._inference, self._call, facts, content or self.content)
         inner._shapes = shapes or self._shapes
         outputs = rule(inner, *args, **kwargs)
-        self._treatment = inner._treatment
+        self._treatment, self._beside = inner._treatment, inner._beside
         return outputs
 
     def follow(self, function: Any, axes: Axes) -> Axes | None:

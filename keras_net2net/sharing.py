@@ -115,15 +115,18 @@ def _is_linear(
         places = held.get(id(x), ())
         return any(resolve(f.weights[n][i].expression) == resolve(units) for f, n, i in places)
 
-    if inference.treatments.get(id(call)) == PASSES:
+    kind = type(call.operation).__name__
+    if inference.treatments.get(id(call)) == PASSES and kind not in _PRODUCTS:
         return all(map(shared, call.inputs))
     others = [x for x in call.inputs if x is not tensor]
     if len(others) + 1 != len(call.inputs) or any(map(shared, others)):
         return False
-    kind = type(call.operation)
-    if kind.__name__ in ("Divide", "TrueDivide"):
+    if kind in ("Divide", "TrueDivide"):
         return call.inputs[0] is tensor and call.args[:1] == (tensor,)
-    return kind.__name__ == "Multiply"
+    return kind == "Multiply"
+
+
+_PRODUCTS = ("Multiply", "Divide", "TrueDivide")  # linear in one of several tensors
 
 
 def _share(places: Iterable[Place]) -> None:
@@ -204,6 +207,9 @@ class _Paths:
                     return None
                 places += found
             return places or None
+        if type(call.operation).__name__ == "Multiply":  # linear in each alone
+            tries = (self.makers(x, wanted, call) for x in call.inputs if self._holds(x, wanted))
+            return next(filter(None, tries), None)
         if treatment not in (MAKES_UNITS, NORMALIZES, RESCALES) or facts.calls != 1:
             return None
         if treatment == NORMALIZES and "gamma" not in facts.weights:

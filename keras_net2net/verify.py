@@ -160,16 +160,19 @@ def probe(model: Any, graph: Graph, batch: Any = None) -> Probe:
 def make_batch(graph: Graph, unknown: int) -> Any:
     """Random inputs for a model, nested as it takes them."""
     limits = _integer_limits(graph)
+    words = _words(graph)
 
     # Inside a subclassed model, numbers stand for what is unknown outside.
     shapes = {id(x): source.shape for x, source in zip(graph.flat_inputs, graph.sources)}  # noqa: B905
 
-    def make(tensor: Tensor) -> np.ndarray:
+    def make(tensor: Tensor) -> Any:
         name = str(getattr(tensor.keras_tensor, "name", ""))
         sizes = shapes.get(id(tensor), tensor.shape)
         shape = [BATCH if sizes[0] is None else sizes[0]]
         shape += [unknown if size is None else size for size in sizes[1:]]
         rng = generator(0, "probe", name)
+        if tensor.dtype == "string":
+            return rng.choice(words, shape).tolist()
         if id(tensor) in limits and "float" in tensor.dtype:  # looked up, whatever its dtype
             return rng.integers(0, limits[id(tensor)], shape).astype("float32")
         if "int" in tensor.dtype or tensor.dtype == "bool":
@@ -179,7 +182,25 @@ def make_batch(graph: Graph, unknown: int) -> Any:
             "float32" if tensor.dtype == "bfloat16" else tensor.dtype
         )
 
-    return keras.tree.map_structure(make, graph.inputs)
+    batch = keras.tree.map_structure(make, graph.inputs)
+    if all(tensor.dtype != "string" for tensor in graph.flat_inputs):
+        return batch
+    # NumPy's texts aren't TensorFlow's, and Keras takes either arrays or tensors.
+    return keras.tree.map_structure_up_to(
+        graph.inputs,
+        lambda tensor, x: keras.ops.convert_to_tensor(x, dtype=tensor.dtype),
+        graph.inputs,
+        batch,
+    )
+
+
+def _words(graph: Graph) -> list[str]:
+    """The words that the layers of a graph look up, and one that none knows."""
+    found = {"?"}
+    for _, call in graph.all_calls():
+        if isinstance(call.operation, (keras.layers.StringLookup, keras.layers.TextVectorization)):
+            found |= set(map(str, call.operation.get_vocabulary()))
+    return sorted(found)
 
 
 def _integer_limits(graph: Graph) -> dict[int, int]:
@@ -209,9 +230,17 @@ def training_probe(model: Any, batch: Any) -> Probe:
 def run(model: Any, batch: Any, training: bool = False) -> list[np.ndarray]:
     """The outputs of a model, flat, in float64 or their own precision."""
     with keras.StatelessScope():  # what a recurrent layer carries from batch to batch stays
-        outputs = keras.tree.flatten(model(batch, training=training))
+        outputs = keras.tree.flatten(_call(model, batch, training))
     arrays = [keras.ops.convert_to_numpy(y) for y in outputs]
     return [y.astype(np.float64) for y in arrays]
+
+
+def _call(model: Any, batch: Any, training: bool) -> Any:
+    """What a model makes of a batch; the models that one without a `call` holds, of one each."""
+    if privates.function_of(model) is not None or not privates.has_no_call(model):
+        return model(batch, training=training)
+    parts = privates.held_models(model)
+    return [part(x, training=training) for part, x in zip(parts, batch, strict=True)]
 
 
 def _narrowest(model: Any) -> str:

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import layers
 
-from keras_net2net.facts import KEEPS_ZERO, MAKES_UNITS, MAKES_ZERO, PASSES, follows
+from keras_net2net.facts import ADDS, KEEPS_ZERO, MAKES_UNITS, MAKES_ZERO, PASSES, follows
 from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import ZERO_OF_ZERO, keeps_zero
 from keras_net2net.rules.registry import register_rule
-from keras_net2net.widths import Axes, Fixed
+from keras_net2net.widths import Axes, Expression, Fixed
 
 Interval = tuple[float, float]
 REALS: Interval = (-math.inf, math.inf)
@@ -149,11 +150,26 @@ def activate(call: RuleCall, x: Axes, function: Any) -> Axes | None:
     return x
 
 
-def activate_made(call: RuleCall, x: Axes, function: Any) -> Axes | None:
-    """Applies the activation of a layer that makes units, linear in its weights before it."""
+def activate_made(
+    call: RuleCall, x: Axes, function: Any, beside: Sequence[Expression], bias: bool
+) -> Axes | None:
+    """Applies the activation of a layer that makes units, linear in its weights before it.
+
+    Args:
+        call: The call.
+        x: The axes before the activation.
+        function: The activation function, or layer.
+        beside: The axes, of those that the layer is given, that it passes through.
+        bias: Whether it adds something to the units on these.
+
+    Returns:
+        The axes after it, or `None` if it is unknown what it does.
+    """
     output = activate(call, x, function)
     made = {PASSES: MAKES_UNITS, KEEPS_ZERO: MAKES_ZERO}
-    call.treat(made.get(call.treatment or ""))
+    others = {PASSES: ADDS} if bias else {PASSES: PASSES, KEEPS_ZERO: KEEPS_ZERO}
+    done = call.treatment or ""
+    call.treat(made.get(done), beside, others.get(done))
     return output
 
 

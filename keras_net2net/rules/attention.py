@@ -58,7 +58,7 @@ def multi_head_attention(
     else:
         made = len(layer._output_shape)
         call.configure("_output_shape", tuple(output[-made:]))
-    call.treat(MAKES_UNITS)
+    call.treat(MAKES_UNITS, query[:-1])
     if len(call.output_shapes) == 1:
         return output
     scores = (query[0], projected[-2], *query[1:-1], *value[1:-1])
@@ -101,7 +101,7 @@ def grouped_query_attention(
     call.configure("num_repeats", repeats)
     call.unify(output[-1], query[-1], "makes as many units as it is queried with")
     call.configure("feature_dim", output[-1])
-    call.treat(MAKES_UNITS)
+    call.treat(MAKES_UNITS, query[:-1])
     if len(call.output_shapes) == 1:
         return output
     return [output, (query[0], heads, query[1], value[1])]

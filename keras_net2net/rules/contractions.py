@@ -7,6 +7,7 @@ of copies, if it can.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,17 @@ def contract(call: RuleCall, pairs: list[tuple[Expression, Expression]], tensors
             call.share(first, *range(tensors))
 
 
-def _make(call: RuleCall, *axes: Expression) -> None:
-    """Says what the units of the output are, and that a variable makes those on its axes."""
+def _make(call: RuleCall, *axes: Expression, beside: Sequence[Expression] = ()) -> None:
+    """Says what the units of the output are, and that a variable makes those on its axes.
+
+    Args:
+        call: The call.
+        *axes: Those of the output's axes that one of the two tensors has alone.
+        beside: Its other axes.
+    """
     made = [call.role(axis, MAKES) for axis in axes]
-    call.treat(MAKES_UNITS if any(made) else KEEPS_ZERO)
+    passed = [axis for axis, one in zip(axes, made, strict=True) if not one]
+    call.treat(MAKES_UNITS if any(made) else KEEPS_ZERO, [*passed, *beside], KEEPS_ZERO)
 
 
 def _count(*values: Any) -> int:
@@ -66,7 +74,7 @@ def matmul(call: RuleCall, x1: Any, x2: Any) -> Axes:
     right: Axes = () if row else (b[-1],)
     batches = [batch for batch in (a[:-2], b[:-2]) if batch]
     batch = broadcast(call, batches) if batches else ()
-    _make(call, *left, *right)
+    _make(call, *left, *right, beside=batch)
     return (*batch, *left, *right)
 
 
@@ -137,7 +145,7 @@ def einsum(call: RuleCall, *operands: Any) -> Axes | None:
     both = [letter for letter in output if letter in first and letter in second]
     tied = {x: broadcast(call, [(first[x],), (second[x],)])[0] for x in both}
     alone = [a for one in (first, second) for x, a in one.items() if x in output and x not in tied]
-    _make(call, *alone)
+    _make(call, *alone, beside=list(tied.values()))
     known = {**first, **second, **tied}
     return tuple(known[letter] for letter in output)
 
@@ -188,7 +196,7 @@ def conv(call: RuleCall, x: Any, kernel: Any) -> Axes:
     _read(call, a[channel_axis(call, len(a))], k[-2], _count(x, kernel))
     if a[channel_axis(call, len(a))].size != k[-2].size:
         call.fix(k[-1], "makes its channels in groups")
-    _make(call, k[-1])
+    _make(call, k[-1], beside=a[:1])
     return with_space(call, a, SLIDES, k[-1])
 
 
@@ -197,7 +205,7 @@ def conv_transpose(call: RuleCall, x: Any, kernel: Any) -> Axes:
     """Reads channels with one axis of the kernel, and makes those of another."""
     a, k = axes_of(x), axes_of(kernel)
     _read(call, a[channel_axis(call, len(a))], k[-1], _count(x, kernel))
-    _make(call, k[-2])
+    _make(call, k[-2], beside=a[:1])
     return with_space(call, a, SLIDES, k[-2])
 
 

@@ -20,7 +20,8 @@ def _finish(call: RuleCall, x: Axes, units: Expression, made: bool = True) -> Ax
     output = with_space(call, x, SLIDES, units)
     # `activate` takes the last axis for the one that softmax runs over.
     if made:
-        return activate_made(call, output, call.layer.activation)
+        layer = call.layer
+        return activate_made(call, output, layer.activation, x[:1], layer.use_bias)
     result = activate(call, output, call.layer.activation)
     call.treat(None)
     return result

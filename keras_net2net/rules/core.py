@@ -22,7 +22,8 @@ def dense(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
     call.weight("kernel", reads(x[-1]), makes(units))
     if call.layer.use_bias:
         call.weight("bias", makes(units))
-    return activate_made(call, (*x[:-1], units), call.layer.activation)
+    layer = call.layer
+    return activate_made(call, (*x[:-1], units), layer.activation, x[:-1], layer.use_bias)
 
 
 @register_rule(layers.Embedding)
@@ -95,16 +96,32 @@ def einsum_dense(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
         for old, axis in zip(sizes, result[len(result) - len(sizes) :], strict=True)
     ]
     call.configure("partial_output_shape", tuple(shape))
-    return activate_made(call, result, layer.activation)
+    beside = [known[letter] for letter in output if letter in given]
+    if any(letter in weight for letter in output if letter in given):
+        output_axes = activate_made(call, result, layer.activation, (), False)
+        call.treat(call.treatment, beside)  # each of these units has weights of its own
+        return output_axes
+    return activate_made(call, result, layer.activation, beside, bool(layer.bias_axes))
 
 
 register_rule(layers.Identity)(passes)
 
 refuse("decides by all units of a step whether to mask it", layers.Masking)
 refuse("is an input of the model", layers.InputLayer)
+
+
+def lambda_settings(call: RuleCall, *outputs: Axes) -> None:
+    """The shape that a `Lambda` was told it makes follows the units."""
+    told = call.setting("_output_shape")
+    if isinstance(told, tuple) and len(outputs) == 1 and len(told) == len(outputs[0]) - 1:
+        shape = (old if old is None else e for old, e in zip(told, outputs[0][1:], strict=True))
+        call.configure("_output_shape", tuple(shape))
+
+
 opened(
     "A function of Keras's operations; what it does with another library can't be seen.",
     layers.Lambda,
+    settings=lambda_settings,
 )
 # A user may register a rule for these, so the reason says that there is none.
 refuse(

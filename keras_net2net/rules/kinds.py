@@ -8,10 +8,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_net2net.facts import KEEPS_ZERO, PASSES
+from keras_net2net.facts import ADDS, KEEPS_ZERO, PASSES
 from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.registry import Refusal, Rule
-from keras_net2net.widths import Axes, Expression, Fixed, is_axes, split_part, widths_of
+from keras_net2net.widths import (
+    Axes,
+    Expression,
+    Fixed,
+    Obstacle,
+    is_axes,
+    split_part,
+    widths_of,
+)
 
 
 def passes(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
@@ -26,26 +34,53 @@ def keeps_zero(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
     return x
 
 
+NUMBERS = "combines it with numbers of this size that no layer makes: constant or random ones"
+
+
 def elementwise(call: RuleCall, *args: Any, **kwargs: Any) -> Axes:
     """Ties the units of all inputs; an axis of size 1 is broadcast and ties nothing."""
     # Some operations hold an argument that may be an array: the limits of `clip`, say.
     held = [value for key, value in vars(call.layer).items() if not key.startswith("_")]
     given = (*args, *kwargs.values())
     call.treat(_treatment(type(call.layer).__name__.lower(), given))
-    return broadcast(call, tensors_in((*given, *held)))
+    return broadcast(call, tensors_in((*given, *held), call.obstacle(NUMBERS)))
 
 
 def _treatment(name: str, given: Sequence[Any]) -> str | None:
     """What an elementwise operation does to the value of a unit."""
     tensors = [x for x in tensors_in(given) if has_units(x)]
-    alone = len(tensors) == 1 and all(x is tensors[0] or np.ndim(x) == 0 for x in given)
     if name in ("add", "subtract"):
-        return PASSES if len(tensors) == len(given) else None
+        if len(tensors) == len(given):
+            return PASSES
+        if not scales(given):
+            return None
+        nothing = all(x is tensors[0] or (np.isscalar(x) and x == 0) for x in given)
+        return PASSES if nothing else ADDS  # Python's `sum` starts from zero
     if name in ("negative", "cast", "stopgradient", "copy"):
         return PASSES
     if name in ("multiply", "divide", "truedivide"):
-        return PASSES if alone and given[0] is tensors[0] else KEEPS_ZERO
+        first = name == "multiply" or (bool(tensors) and given[0] is tensors[0])
+        return PASSES if first and scales(given) else KEEPS_ZERO
     return KEEPS_ZERO if name in ZERO_OF_ZERO else None
+
+
+def scales(given: Sequence[Any]) -> bool:
+    """Whether one of several arguments holds units, and the others one number for all of them."""
+    tensors = [x for x in tensors_in(given) if has_units(x)]
+    return len(tensors) == 1 and all(x is tensors[0] or _alike(x, tensors[0]) for x in given)
+
+
+def _alike(value: Any, x: Axes) -> bool:
+    """Whether a value is one number for all units of a tensor that it is broadcast against."""
+    parts = tensors_in([value])
+    if not parts:
+        return np.ndim(value) == 0
+    return all(
+        len(part) < place or part[-place].size == 1
+        for part in parts
+        for place, axis in enumerate(reversed(x), start=1)
+        if has_units((axis,))
+    )
 
 
 ZERO_OF_ZERO = frozenset(
@@ -121,20 +156,24 @@ def broadcast(call: RuleCall, tensors: Sequence[Axes]) -> Axes:
     return tuple(result)
 
 
-def tensors_in(values: Iterable[Any]) -> list[Axes]:
-    """The axes of all tensors among arguments; constants have fixed axes."""
+def tensors_in(values: Iterable[Any], obstacle: Obstacle | None = None) -> list[Axes]:
+    """The axes of all tensors among arguments; constants have fixed axes, by that obstacle."""
     found: list[Axes] = []
     for value in values:
         if is_axes(value):
             found.append(value)
         elif isinstance(value, (list, tuple)):
-            inside = tensors_in(value)
+            inside = tensors_in(value, obstacle)
             # A list of numbers is a constant, a list of tensors several arguments.
             constant = np.asarray(value).dtype.kind in "biuf" if value and not inside else False
-            found.extend([tuple(map(Fixed, np.shape(value)))] if constant else inside)
+            found.extend([_constant(np.shape(value), obstacle)] if constant else inside)
         elif isinstance(value, (np.ndarray, keras.Variable)) or keras.ops.is_tensor(value):
-            found.append(tuple(Fixed(int(size)) for size in value.shape))
+            found.append(_constant(value.shape, obstacle))
     return found
+
+
+def _constant(shape: Iterable[int], obstacle: Obstacle | None) -> Axes:
+    return tuple(Fixed(int(size), obstacle) for size in shape)
 
 
 def channel_axis(call: RuleCall, rank: int) -> int:

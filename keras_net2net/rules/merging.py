@@ -8,7 +8,7 @@ from keras import layers
 
 from keras_net2net.facts import KEEPS_ZERO, PASSES
 from keras_net2net.rule_call import RuleCall
-from keras_net2net.rules.kinds import broadcast, has_units
+from keras_net2net.rules.kinds import broadcast, has_units, scales
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.widths import Axes, Expression, Fixed, concat
 
@@ -29,7 +29,8 @@ def merge(call: RuleCall, inputs: list[Axes], **kwargs: Any) -> Axes:
         rank = max(ranks)
         inputs = [(*x[:1], *(Fixed(1),) * (rank - len(x)), *x[1:]) for x in inputs]
     summed = isinstance(call.layer, (layers.Add, layers.Subtract, layers.Average))
-    call.treat(PASSES if summed and all(map(has_units, inputs)) else KEEPS_ZERO)
+    scaled = isinstance(call.layer, layers.Multiply) and scales(inputs)
+    call.treat(PASSES if scaled or (summed and all(map(has_units, inputs))) else KEEPS_ZERO)
     return broadcast(call, inputs)
 
 

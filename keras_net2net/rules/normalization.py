@@ -62,7 +62,7 @@ def layer_normalization(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
     if single:
         call.configure("epsilon", Scaled(whole, 1.0))
     call.normalize(whole, "mean" if single and layer.scale else None)
-    call.treat(NORMALIZES)
+    call.treat(NORMALIZES, [axis for at, axis in enumerate(x) if at not in axes])
     return x
 
 

@@ -38,6 +38,7 @@ _BY_CLASS: dict[type, Rule] = {}
 _BY_OPERATION: dict[str, Rule] = {}
 _FUNCTIONS: dict[str, str] = {}  # the operations' keys, and the functions' own names
 _OPENED: dict[type, str] = {}  # what is opened, with what is inside
+_SETTINGS: dict[type, Callable[..., None]] = {}  # what says which settings of these follow units
 
 # A subclass that changes one of these may compute something else.
 _DECISIVE = ("call", "build", "compute_output_shape", "compute_output_spec", "__call__")
@@ -152,15 +153,24 @@ def refuse(why: str, *targets: Any) -> None:
     _register(Refusal(why), targets)
 
 
-def opened(what: str, *targets: type) -> None:
+def opened(what: str, *targets: type, settings: Callable[..., None] | None = None) -> None:
     """Registers layer classes that are followed through what is inside them.
 
     Args:
         what: What they are made of, shown in the table of supported layers.
         *targets: Layer classes that compute nothing beside what their layers do.
+        settings: Says which of their settings follow from widths: a function of the
+            `RuleCall` and of the axes of each output. Defaults to `None`: none does.
     """
     for target in targets:
         _OPENED[target] = what
+        if settings is not None:
+            _SETTINGS[target] = settings
+
+
+def settings_of(layer: Any) -> Callable[..., None] | None:
+    """What says which settings of an opened layer follow from widths, if anything does."""
+    return _SETTINGS.get(type(layer))
 
 
 @dataclasses.dataclass(frozen=True)

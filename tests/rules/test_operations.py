@@ -57,6 +57,9 @@ CASES = {
     "matmul, shared by what makes one side": lambda x, y: ops.matmul(
         x, ops.transpose(y, (0, 2, 1))
     ),
+    "sum over units, shared by what makes them": lambda x, y: x + ops.sum(y, -1, keepdims=True),
+    "sum of products of units": lambda x, y: x + ops.sum(ops.tanh(x) * y, -1, keepdims=True),
+    "sum over all": lambda x, y: x * ops.sum(y),
     "transpose": lambda x, y: layers.Flatten()(ops.transpose(x + y, (0, 2, 1))),
 }
 
@@ -80,8 +83,10 @@ def test_the_mean_over_space_is_a_pooling(tmp_path):
 
 
 REFUSED = {
-    "sum over units": (lambda x, y: x + ops.sum(y, -1, keepdims=True), "reduces this axis"),
-    "sum over all": (lambda x, y: x * ops.sum(y), "reduces this axis"),
+    "sum over units": (lambda x, y: x + ops.sum(ops.tanh(y), -1, keepdims=True), "sums over these"),
+    "sum of squares": (lambda x, y: x + ops.sum(y * y, -1, keepdims=True), "sums over these"),
+    "sum of units that are used again": (lambda x, y: y * ops.sum(y, -1)[..., None], "sums over"),
+    "product over units": (lambda x, y: x + ops.prod(y, -1, keepdims=True), "reduces this axis"),
     "softmax over units": (lambda x, y: ops.softmax(x + y), "normalizes over its units"),
     "log_softmax over all": (lambda x, y: ops.log_softmax(x + y, axis=(1, 2)), "normalizes over"),
     "an array": (lambda x, y: x + y + CONSTANT, "fixed"),

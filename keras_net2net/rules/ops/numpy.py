@@ -206,7 +206,7 @@ register_rule(*named(*ELEMENTWISE))(elementwise)
 
 @register_rule(*named(*REDUCTIONS))
 def reduction(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
-    """Passes units on axes that stay; over others, means and limits take whole multiples."""
+    """Passes units that stay; a sum's makers share them, means and limits take whole multiples."""
     reduced = positions(call.layer.axis, len(x))
     over = [x[at] for at in reduced]
     name = type(call.layer).__name__.lower()
@@ -214,6 +214,9 @@ def reduction(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
         call.treat(PASSES if name in ("mean", "sum") else KEEPS_ZERO if name == "max" else None)
     elif name in OF_EQUAL_COPIES:
         call.normalize(product(over), None, why=f"takes the {name} over its units")
+    elif name == "sum":
+        for units in over:
+            call.share(units, 0)
     else:
         call.fix(over, REDUCES)
     if getattr(call.layer, "keepdims", False):
