@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -98,15 +99,14 @@ def grow(model: keras.Model) -> Any:
 def replace(monkeypatch: Any, owner: Any, name: str, call: int, after: bool) -> None:
     """Lets the call number `call` (from the end, if negative) of a function fail."""
     original = getattr(owner, name)
-    count = 0
+    numbers = itertools.count(1)  # weights are computed in several threads
 
     def failing(*args: Any, **kwargs: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == call and not after:
+        number = next(numbers)
+        if number == call and not after:
             raise Injected
         result = original(*args, **kwargs)
-        if count == call:
+        if number == call:
             raise Injected
         return result
 
