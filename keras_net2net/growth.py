@@ -20,7 +20,7 @@ from keras_net2net.fit_callbacks import BestWeights, callbacks_of, concerned, ow
 from keras_net2net.freezing import Changes, check_freeze, freeze_old
 from keras_net2net.graph import check_is_model, read
 from keras_net2net.operations.base import Operation, as_operations
-from keras_net2net.optimizers import OPTIMIZER_STATES, OptimizerUpdate
+from keras_net2net.optimizers import OPTIMIZER_STATES, OptimizerUpdate, Trained
 from keras_net2net.plan import Plan
 from keras_net2net.rates import check_policy
 from keras_net2net.remaps import generator
@@ -359,33 +359,6 @@ def _grow(
         raise
     transaction.commit()
     return report
-
-
-class Trained:
-    """A model as one of several optimizers sees it: with the variables that it updates.
-
-    Args:
-        model: The model.
-        optimizer: The optimizer.
-    """
-
-    def __init__(self, model: Any, optimizer: Any) -> None:
-        self.optimizer = optimizer
-        self.distribute_strategy = getattr(model, "distribute_strategy", None)
-        self._model = model
-        known = {id(v) for v in privates.optimizer_variables(optimizer) or ()}
-        self._parts = [
-            layer
-            for layer in privates.sublayers(model)
-            if any(id(v) in known for v in layer.trainable_variables)
-        ]
-
-    @property
-    def trainable_variables(self) -> list[Any]:
-        """The variables of those parts of the model that the optimizer updates some of."""
-        found = {id(v): v for part in self._parts for v in part.trainable_variables}
-        own = {id(v): v for v in self._model.trainable_variables if id(v) in found}
-        return list(own.values())
 
 
 def check_arguments(optimizer_state: str, learning_rate: Any) -> None:

@@ -19,6 +19,33 @@ from keras_net2net.transaction import Transaction
 OPTIMIZER_STATES = ("reset", "carry")
 
 
+class Trained:
+    """A model as one of several optimizers sees it: with the variables that it updates.
+
+    Args:
+        model: The model.
+        optimizer: The optimizer.
+    """
+
+    def __init__(self, model: Any, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.distribute_strategy = getattr(model, "distribute_strategy", None)
+        self._model = model
+        known = {id(v) for v in privates.optimizer_variables(optimizer) or ()}
+        self._parts = [
+            layer
+            for layer in privates.sublayers(model)
+            if any(id(v) in known for v in layer.trainable_variables)
+        ]
+
+    @property
+    def trainable_variables(self) -> list[Any]:
+        """The variables of those parts of the model that the optimizer updates some of."""
+        found = {id(v): v for part in self._parts for v in part.trainable_variables}
+        own = {id(v): v for v in self._model.trainable_variables if id(v) in found}
+        return list(own.values())
+
+
 class OptimizerUpdate:
     """Fits the optimizer of a compiled model to what a growth makes of its variables.
 
