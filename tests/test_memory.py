@@ -261,3 +261,27 @@ def test_a_growth_that_failed_keeps_nothing_either(monkeypatch):
                 n2n.grow(model, [wider(i), n2n.Deeper("first")], seed=i)
     assert alive(keras.Variable, Draft, Transaction) == variables
     assert variables[1:] == [0, 0]
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="the others compile nothing to make an array")
+@pytest.mark.parametrize("state", ["reset", "carry"])
+def test_a_growth_compiles_no_program_for_each_new_shape(state):
+    import jax
+
+    model = compiled(model_of())
+    n2n.grow(model, n2n.Wider("first", 5), seed=0, optimizer_state=state, verify=False)
+    seen: list[str] = []
+
+    def listen(event: str, seconds: float, **details: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        keras.ops.zeros((3, 1, 1, 4, 1, 5 + (state == "carry")))  # the first of their shape
+        assert seen, "the listener doesn't hear"
+        seen.clear()
+        n2n.grow(model, n2n.Wider("first", 71), seed=0, optimizer_state=state, verify=False)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert not seen
