@@ -655,8 +655,32 @@ class Builder:
         stream = self.put(layers.Dense(self.units(), name=self.name("stream")), x)
         norm = self.pick(layers.LayerNormalization, layers.RMSNormalization)
         y = self.put(norm(name=self.name("pre")), stream)
+        if len(x.shape) == 3 and x.shape[1] is not None and self.flag():
+            mixed = stream + self.mixed(y)  # and what mixes channels reads that
+            y = self.put(norm(name=self.name("pre")), mixed)
+            stream = mixed
         y = self.dense(y)
         return stream + self.put(layers.Dense(stream.shape[-1], name=self.name("back")), y)
+
+    def mixed(self, x: Any) -> Any:
+        """A mix of places, the same for each unit; perhaps only of some, or scaled."""
+        style = self.pick("dense", "deep", "einsum", "conv", "scaled")
+        y = self.put(layers.Permute((2, 1), name=self.name("turn")), x)
+        places, bias = x.shape[1], self.flag()
+        if style == "deep":
+            y = self.dense(y)
+        if style == "einsum":
+            mix: Any = layers.EinsumDense("abc,cd->abd", (None, places), name=self.name("mix"))
+        elif style == "conv":  # over the units, as if they were places
+            mix = layers.Conv1D(places, 1, use_bias=bias, name=self.name("mix"))
+        else:
+            mix = layers.Dense(places, use_bias=bias, name=self.name("mix"))
+        y = self.put(layers.Permute((2, 1), name=self.name("turn")), self.put(mix, y))
+        if style == "scaled":
+            y = y * ops.sigmoid(ops.mean(x, axis=(1, 2), keepdims=True)) + ops.mean(
+                y, axis=1, keepdims=True
+            )
+        return y
 
     def refused(self, x: Any) -> Any:
         """Layers through which units can't pass."""
