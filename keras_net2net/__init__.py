@@ -18,7 +18,6 @@ from keras_net2net.errors import (
 from keras_net2net.facts import follows, makes, reads
 from keras_net2net.freezing import unfreeze
 from keras_net2net.growth import grow, plan
-from keras_net2net.growth_log import replay, upgrade_weights
 from keras_net2net.operations.deeper import Deeper
 from keras_net2net.operations.larger_kernel import LargerKernel
 from keras_net2net.operations.narrower import Narrower
@@ -28,6 +27,7 @@ from keras_net2net.operations.wider import Wider
 from keras_net2net.plan import Plan
 from keras_net2net.plateau import GrowOnPlateau
 from keras_net2net.rates import Rewarm, Rewind
+from keras_net2net.replaying import replay, upgrade_weights
 from keras_net2net.report import GrowthReport
 from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.registry import register_rule

@@ -26,20 +26,12 @@ from typing import Any
 import keras
 
 from keras_net2net import keras_privates as privates
+from keras_net2net.architectures import architecture, digest_of_file
 from keras_net2net.errors import LogError, explain
 from keras_net2net.files import sync_folder
-from keras_net2net.growth_log import (
-    GrowthLog,
-    LoggedGrowth,
-    LoggedUndoing,
-    Moment,
-    Watch,
-    architecture,
-    bring,
-    digest_of_file,
-    lasting,
-)
+from keras_net2net.growth_log import GrowthLog, LoggedGrowth, LoggedUndoing, Moment, Watch
 from keras_net2net.operations.base import Operation
+from keras_net2net.replaying import bring, lasting
 from keras_net2net.report import GrowthReport
 from keras_net2net.transaction import Transaction
 from keras_net2net.trials import (

@@ -9,9 +9,10 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from keras_net2net import growth_log
+from keras_net2net import architectures, growth_log
+from keras_net2net.architectures import architecture
 from keras_net2net.errors import GrowthError, LogError
-from keras_net2net.growth_log import GrowthLog, architecture
+from keras_net2net.growth_log import GrowthLog
 from tests.helpers import array, assert_same, both_modes, data_for, randomize
 from tests.operations.test_base import assert_explained
 from tests.states import assert_state, state
@@ -121,7 +122,7 @@ def test_the_digest_of_a_weights_file_is_that_of_its_model(tmp_path):
     optimizer.build(model.trainable_variables)
     model.save_weights(tmp_path / "a.weights.h5")
     known = architecture(model).weights
-    assert growth_log.digest_of_file(tmp_path / "a.weights.h5") == known
+    assert architectures.digest_of_file(tmp_path / "a.weights.h5") == known
     n2n.grow(model, n2n.Wider("conv", 3), seed=0)
     assert architecture(model).weights != known
 

@@ -12,8 +12,9 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net import growth_log, resume
+from keras_net2net.architectures import architecture
 from keras_net2net.errors import LogError
-from keras_net2net.growth_log import GrowthLog, LoggedUndoing, Watch, architecture
+from keras_net2net.growth_log import GrowthLog, LoggedUndoing, Watch
 from tests.helpers import BACKEND, array, cases, max_difference, outputs
 from tests.operations.test_base import assert_explained
 from tests.test_callbacks import data
