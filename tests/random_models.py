@@ -559,7 +559,9 @@ class Builder:
     def einsum_dense(self, x: Any) -> Any:
         a, b = self.units(), self.pick(2, 3)
         rank = len(x.shape)
-        kinds: list[Any] = [("...x,xy->...y", (a,), "y")]
+        kinds: list[Any] = []
+        if x.shape[1:-1] == x.shape[-2:0:-1]:  # Keras takes what an ellipsis is for in reverse
+            kinds.append(("...x,xy->...y", (a,), "y"))
         if rank == 3:
             kinds += [
                 ("abc,cde->abde", (x.shape[1], b, a), "de"),
@@ -573,6 +575,8 @@ class Builder:
                 ("abcd,cdef->abef", (x.shape[1], b, a), "ef"),
                 ("abcd,ce->abed", (x.shape[1], a, x.shape[3]), "e"),
             ]
+        if not kinds:
+            return None
         equation, shape, bias = self.pick(*kinds)
         return self.put(
             layers.EinsumDense(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import keras_net2net as n2n
 from tests.helpers import (
@@ -205,3 +205,31 @@ def test_a_kernel_is_enlarged_as_an_earlier_operation_leaves_it():
         n2n.grow(model, [factored, n2n.LargerKernel("conv", kernel_size=2)])
     assert_untouched(model, weights)
     grow_and_compare(model, [factored, n2n.LargerKernel("conv_factor_1", kernel_size=4)])
+
+
+BEHIND_A_STREAM = {
+    "maximum": lambda x, one: ops.maximum(x, 0.3),
+    "minimum": lambda x, one: ops.minimum(-0.2, x),
+    "clip": lambda x, one: ops.clip(x, 0.1, 2.0),
+    "quotient": lambda x, one: 1.0 / (x * x + 0.5),
+    "by itself": lambda x, one: (x * x + 1.0) / (x * x + 0.5),
+    "Maximum": lambda x, one: layers.Maximum()([x, one]),
+    "Add": lambda x, one: layers.Add()([x, one]),
+    "relu": lambda x, one: ops.relu(x),
+    "power": lambda x, one: ops.power(ops.abs(x) + 0.1, 2.0),
+    "logaddexp": lambda x, one: ops.logaddexp(x, x),
+}
+
+
+@pytest.mark.parametrize("function", BEHIND_A_STREAM.values(), ids=BEHIND_A_STREAM)
+@pytest.mark.parametrize("norm", [layers.RMSNormalization, layers.LayerNormalization])
+def test_what_becomes_of_units_that_fill_up_a_stream(norm, function):
+    inputs = keras.Input((4, 3))
+    stream = layers.Dense(4, name="stream")(inputs)
+    x = norm(name="norm")(stream)
+    stream = stream + layers.Dense(4, name="back")(layers.Dense(6, "relu")(x))
+    made = function(stream, layers.Dense(1, "sigmoid")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(norm()(made)))
+    grow_and_compare(model, n2n.Wider("stream", units=8))
+    model = keras.Model(inputs, layers.Dense(2)(made))
+    grow_and_compare(model, n2n.Wider("stream", units=11))

@@ -18,7 +18,7 @@ from keras import layers
 
 from keras_net2net.facts import ADDS, KEEPS_ZERO, MAKES_UNITS, MAKES_ZERO, PASSES, follows
 from keras_net2net.rule_call import RuleCall
-from keras_net2net.rules.kinds import ZERO_OF_ZERO, keeps_zero
+from keras_net2net.rules.kinds import keeps_zero, zero_of_zero
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.widths import Axes, Expression, Fixed
 
@@ -131,7 +131,7 @@ def activate(call: RuleCall, x: Axes, function: Any) -> Axes | None:
         return call.apply(function, x)
     name = activation_name(function)
     if name in ELEMENTWISE:
-        zero = name.replace("_", "") in ZERO_OF_ZERO
+        zero = zero_of_zero(function, [x])
         call.treat(PASSES if name == "linear" else KEEPS_ZERO if zero else None)
         return x
     if name in OVER_AN_AXIS:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import keras
@@ -42,14 +43,24 @@ def elementwise(call: RuleCall, *args: Any, **kwargs: Any) -> Axes:
     # Some operations hold an argument that may be an array: the limits of `clip`, say.
     held = [value for key, value in vars(call.layer).items() if not key.startswith("_")]
     given = (*args, *kwargs.values())
-    call.treat(_treatment(type(call.layer).__name__.lower(), given))
+    name = type(call.layer).__name__.lower()
+    call.treat(treatment(name, given, lambda: zero_of_zero(call.layer, args, kwargs)))
     return broadcast(call, tensors_in((*given, *held), call.obstacle(NUMBERS)))
 
 
-def _treatment(name: str, given: Sequence[Any]) -> str | None:
-    """What an elementwise operation does to the value of a unit."""
+def treatment(name: str, given: Sequence[Any], zero: Callable[[], bool]) -> str | None:
+    """What an operation on single elements does to the value of a unit.
+
+    Args:
+        name: The name of the operation, in lower case.
+        given: Its arguments, with axes in the place of tensors.
+        zero: Tells whether it makes zero of zeros.
+
+    Returns:
+        A treatment, as in `RuleCall.treat`.
+    """
     tensors = [x for x in tensors_in(given) if has_units(x)]
-    if name in ("add", "subtract"):
+    if name in ("add", "subtract", "average"):
         if len(tensors) == len(given):
             return PASSES
         if not scales(given):
@@ -58,10 +69,56 @@ def _treatment(name: str, given: Sequence[Any]) -> str | None:
         return PASSES if nothing else ADDS  # Python's `sum` starts from zero
     if name in ("negative", "cast", "stopgradient", "copy"):
         return PASSES
-    if name in ("multiply", "divide", "truedivide"):
-        first = name == "multiply" or (bool(tensors) and given[0] is tensors[0])
-        return PASSES if first and scales(given) else KEEPS_ZERO
-    return KEEPS_ZERO if name in ZERO_OF_ZERO else None
+    if name == "multiply":
+        return PASSES if scales(given) else KEEPS_ZERO
+    if name in ("divide", "truedivide"):
+        if len(tensors) != 1 or given[0] is not tensors[0]:
+            return None  # by zero
+        return PASSES if scales(given) else KEEPS_ZERO
+    return KEEPS_ZERO if zero() else None
+
+
+def zero_of_zero(
+    function: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+) -> bool:
+    """Whether a function of single elements makes zero of zeros: it is tried.
+
+    Args:
+        function: The function, or operation.
+        args: Its arguments, with axes in the place of tensors.
+        kwargs: Its keyword arguments, likewise.
+
+    Returns:
+        Whether it does; false where that depends on tensors without units.
+    """
+    given = (*args, *(kwargs or {}).values())
+    if any(is_axes(x) and not has_units(x) for x in given) or len(tensors_in(given)) != sum(
+        map(is_axes, given)
+    ):
+        return False
+    numbers = ["0" if is_axes(x) else repr(x) for x in (*args, *(kwargs or {}).items())]
+    held = [] if isinstance(function, FunctionType) else sorted(map(repr, _settings(function)))
+    key = (function if isinstance(function, FunctionType) else type(function), *numbers, *held)
+    if key not in _ZEROS:
+
+        def zeros(x: Any) -> Any:
+            return keras.ops.zeros((1,)) if is_axes(x) else x
+
+        call = function if isinstance(function, FunctionType) else function.call
+        try:
+            with keras.StatelessScope():
+                made = call(*map(zeros, args), **{k: zeros(x) for k, x in (kwargs or {}).items()})
+            _ZEROS[key] = bool(np.all(keras.ops.convert_to_numpy(made) == 0))
+        except Exception:  # whatever it needs, it isn't a zero
+            _ZEROS[key] = False
+    return _ZEROS[key]
+
+
+_ZEROS: dict[tuple[Any, ...], bool] = {}
+
+
+def _settings(operation: Any) -> Iterable[tuple[str, Any]]:
+    return ((k, v) for k, v in vars(operation).items() if not k.startswith("_") and k != "name")
 
 
 def scales(given: Sequence[Any]) -> bool:
@@ -81,45 +138,6 @@ def _alike(value: Any, x: Axes) -> bool:
         for place, axis in enumerate(reversed(x), start=1)
         if has_units((axis,))
     )
-
-
-ZERO_OF_ZERO = frozenset(
-    [
-        "relu",
-        "relu6",
-        "hardtanh",
-        "tanh",
-        "softsign",
-        "elu",
-        "selu",
-        "celu",
-        "gelu",
-        "mish",
-        "silu",
-        "hardsilu",
-        "leakyrelu",
-        "softshrink",
-        "hardshrink",
-        "tanhshrink",
-        "abs",
-        "absolute",
-        "square",
-        "sqrt",
-        "sin",
-        "tan",
-        "arcsin",
-        "arctan",
-        "sinh",
-        "arcsinh",
-        "arctanh",
-        "expm1",
-        "log1p",
-        "erf",
-        "sign",
-        "maximum",
-        "minimum",
-    ]
-)
 
 
 def has_units(x: Axes) -> bool:

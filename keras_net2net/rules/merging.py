@@ -6,9 +6,9 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.facts import KEEPS_ZERO, PASSES
+from keras_net2net.facts import PASSES
 from keras_net2net.rule_call import RuleCall
-from keras_net2net.rules.kinds import broadcast, has_units, scales
+from keras_net2net.rules.kinds import broadcast, has_units, treatment
 from keras_net2net.rules.registry import register_rule
 from keras_net2net.widths import Axes, Expression, Fixed, concat
 
@@ -28,9 +28,8 @@ def merge(call: RuleCall, inputs: list[Axes], **kwargs: Any) -> Axes:
         # Keras puts the missing axes behind the batch, not in front of it.
         rank = max(ranks)
         inputs = [(*x[:1], *(Fixed(1),) * (rank - len(x)), *x[1:]) for x in inputs]
-    summed = isinstance(call.layer, (layers.Add, layers.Subtract, layers.Average))
-    scaled = isinstance(call.layer, layers.Multiply) and scales(inputs)
-    call.treat(PASSES if scaled or (summed and all(map(has_units, inputs))) else KEEPS_ZERO)
+    limits = all(map(has_units, inputs))  # the larger or smaller one of zeros
+    call.treat(treatment(type(call.layer).__name__.lower(), inputs, lambda: limits))
     return broadcast(call, inputs)
 
 
