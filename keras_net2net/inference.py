@@ -262,10 +262,7 @@ class Inference:
         if graph is None:
             return None
         (tensor,) = graph.flat_inputs
-        self.axes[id(tensor)] = tuple(
-            Fixed(size) if axis.size is None else axis
-            for axis, size in zip(axes, tensor.shape, strict=True)
-        )
+        self.axes[id(tensor)] = _inside(axes, tensor.shape, path)
         self._followed.append(graph)  # tensors are known by their `id`
         self._infer(graph)
         (made,) = graph.flat_outputs
@@ -439,11 +436,7 @@ class Inference:
                 fix(expression, obstacle)
             self.axes.setdefault(id(tensor), fixed_axes(tensor.shape, obstacle))
         elif known is None:
-            # Inside an opened layer, numbers stand for unknown sizes.
-            self.axes[id(tensor)] = tuple(
-                Fixed(size) if axis.size is None else axis
-                for axis, size in zip(outside, tensor.shape, strict=True)
-            )
+            self.axes[id(tensor)] = _inside(outside, tensor.shape, obstacle.where)
             if id(source) in self._contents:
                 self._contents[id(tensor)] = self._contents[id(source)]
         else:
@@ -475,6 +468,21 @@ class Inference:
 def fixed_axes(shape: Sequence[int | None], obstacle: Obstacle | None = None) -> Axes:
     """Expressions for a tensor whose axes never change."""
     return tuple(Fixed(size, obstacle) for size in shape)
+
+
+def _inside(axes: Axes, shape: Sequence[int | None], where: str) -> Axes:
+    """The axes of a tensor in a nested graph, in which numbers may stand for unknown sizes.
+
+    Such a number can't be told from one that units are a part of, so these are fixed.
+    """
+    result: list[Expression] = []
+    for axis, size in zip(axes, shape, strict=True):
+        if axis.size is None and size is not None:
+            fix(axis, Obstacle(where, "is given units beside an unknown number of others"))
+            result.append(Fixed(size))
+        else:
+            result.append(axis)
+    return tuple(result)
 
 
 def _weight_axes(facts: Facts) -> list[Expression]:

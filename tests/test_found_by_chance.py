@@ -233,3 +233,28 @@ def test_what_becomes_of_units_that_fill_up_a_stream(norm, function):
     grow_and_compare(model, n2n.Wider("stream", units=8))
     model = keras.Model(inputs, layers.Dense(2)(made))
     grow_and_compare(model, n2n.Wider("stream", units=11))
+
+
+def test_units_are_seen_in_a_nested_model_beside_an_unknown_number_of_steps():
+    inputs = keras.Input((None, 3))
+    flat = layers.Flatten()(layers.Dense(4, "relu", name="hidden")(inputs))
+    given = keras.Input((None,))
+    inner = keras.Model(given, ops.tanh(given), name="inner")
+    x = ops.mean(inner(flat), axis=-1, keepdims=True)
+    model = randomize(keras.Model(inputs, layers.Dense(2)(x)))
+    weights = snapshot(model)
+    with pytest.raises(n2n.SizeError, match="takes the mean over its units"):
+        n2n.grow(model, n2n.Wider("hidden", units=6))
+    assert_untouched(model, weights)
+    grow_and_compare(model, n2n.Wider("hidden", units=8))
+
+
+def test_a_single_unit_that_is_stacked_beside_something_else_stays():
+    inputs = keras.Input((4, 3))
+    x = layers.Dense(1, name="single")(inputs)
+    y = ops.stack([ops.min(x, axis=-1, keepdims=True), x], axis=2)
+    model = randomize(keras.Model(inputs, layers.Dense(2)(ops.mean(y, axis=2))))
+    weights = snapshot(model)
+    with pytest.raises(n2n.FixedWidthError, match="needs both sizes to agree"):
+        n2n.grow(model, n2n.Wider("single", units=2))
+    assert_untouched(model, weights)
