@@ -230,7 +230,8 @@ def test_what_becomes_of_units_that_fill_up_a_stream(norm, function):
     stream = stream + layers.Dense(4, name="back")(layers.Dense(6, "relu")(x))
     made = function(stream, layers.Dense(1, "sigmoid")(inputs))
     model = keras.Model(inputs, layers.Dense(2)(norm()(made)))
-    grow_and_compare(model, n2n.Wider("stream", units=8))
+    # Some of these leave units that hardly differ, so that the norm enlarges rounding.
+    grow_and_compare(model, n2n.Wider("stream", units=8), tolerance=3e-5)
     model = keras.Model(inputs, layers.Dense(2)(made))
     grow_and_compare(model, n2n.Wider("stream", units=11))
 
