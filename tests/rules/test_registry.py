@@ -197,6 +197,9 @@ def test_a_rule_that_is_wrong_about_a_size_changes_nothing():
 def test_every_rule_says_what_it_does():
     described = dict(rules())
     assert {"Dense", "Conv2D", "BatchNormalization", "ops.add"} <= set(described)
-    assert all(
-        rule.__doc__ for rule in described.values() if str(rule.__module__).startswith("keras_")
-    )
+    own = [rule for rule in described.values() if str(rule.__module__).startswith("keras_")]
+    # Those of examples in docstrings, should these have been run before, are nobody's.
+    files = {rule: getattr(rule, "__code__", None) for rule in own}
+    own = [rule for rule in own if not files[rule] or files[rule].co_filename[0] != "<"]
+    assert len(own) > 40
+    assert all(rule.__doc__ for rule in own)
