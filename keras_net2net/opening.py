@@ -86,7 +86,7 @@ def _steps(record: Opened) -> list[Any]:
             continue
         operation = node.operation
         layer = isinstance(operation, keras.Layer)
-        who = id(operation) if layer else (type(operation), _settings(operation))
+        who = id(operation) if layer else (type(operation), settings_text(operation))
         numbers = [x for x in keras.tree.flatten(_arguments(node)) if not _is_symbolic(x)]
         steps.append((who, [name(x) for x in node.input_tensors], repr(numbers)))
     return [*steps, [name(x) for x in keras.tree.flatten(record.outputs)]]
@@ -99,7 +99,8 @@ def _arguments(node: Any) -> Any:
     return node.arguments.args, node.arguments.kwargs
 
 
-def _settings(operation: Any) -> str:
+def settings_text(operation: Any) -> str:
+    """What an operation was made with, to compare it with others of its kind."""
     return repr({k: v for k, v in vars(operation).items() if not k.startswith("_") and k != "name"})
 
 

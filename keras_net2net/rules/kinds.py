@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_net2net.facts import ADDS, KEEPS_ZERO, PASSES
+from keras_net2net.opening import settings_text
 from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.registry import Refusal, Rule
 from keras_net2net.widths import (
@@ -97,14 +98,15 @@ def zero_of_zero(
     ):
         return False
     numbers = ["0" if is_axes(x) else repr(x) for x in (*args, *(kwargs or {}).items())]
-    held = [] if isinstance(function, FunctionType) else sorted(map(repr, _settings(function)))
-    key = (function if isinstance(function, FunctionType) else type(function), *numbers, *held)
+    plain = isinstance(function, FunctionType)
+    who = (function,) if plain else (type(function), settings_text(function))
+    key = (*who, *numbers)
     if key not in _ZEROS:
 
         def zeros(x: Any) -> Any:
             return keras.ops.zeros((1,)) if is_axes(x) else x
 
-        call = function if isinstance(function, FunctionType) else function.call
+        call = function if plain else function.call
         try:
             with keras.StatelessScope():
                 made = call(*map(zeros, args), **{k: zeros(x) for k, x in (kwargs or {}).items()})
@@ -115,10 +117,6 @@ def zero_of_zero(
 
 
 _ZEROS: dict[tuple[Any, ...], bool] = {}
-
-
-def _settings(operation: Any) -> Iterable[tuple[str, Any]]:
-    return ((k, v) for k, v in vars(operation).items() if not k.startswith("_") and k != "name")
 
 
 def scales(given: Sequence[Any]) -> bool:

@@ -239,7 +239,6 @@ def _join(call: RuleCall, xs: Sequence[Any], axis: int) -> Axes:
 @register_rule(ops.stack)
 def stack(call: RuleCall, xs: list[Axes]) -> Axes:
     """Ties the units of all inputs; they are put along a new axis."""
-    call.treat(PASSES if all(map(has_units, tensors_in(xs))) else None)
     at = call.layer.axis % (len(call.output_shapes[0]))
     rows = [(*part[:at], Fixed(1), *part[at:]) for part in tensors_in(xs)]
     return _join(call, rows, at)
