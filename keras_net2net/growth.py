@@ -283,8 +283,8 @@ def _grow(
     changes = Changes()
     changed: dict[str, Any] = {}
     privates.sync_state(model)
-    optimizer = OptimizerUpdate(model)
-    others = [OptimizerUpdate(Trained(model, held)) for held in privates.held_optimizers(model)]
+    held = [Trained(model, one) for one in privates.held_optimizers(model)]
+    optimizers = [OptimizerUpdate(one) for one in (model, *held)]
     best = BestWeights(callbacks, transaction)
     try:
         for group in stages(operations):
@@ -317,16 +317,13 @@ def _grow(
                     model, changes, inserted, options.freeze == "teacher", transaction
                 )
             notes += seen
-            notes += optimizer.slots(
-                whole, changed, [*inserted, *thawed], options.optimizer_state, transaction
-            )
+            for optimizer in optimizers:
+                notes += optimizer.slots(
+                    whole, changed, [*inserted, *thawed], options.optimizer_state, transaction
+                )
             if whole.outputs:
                 shapes = [tensor.shape for tensor in draft.graph.flat_outputs]
                 notes += update_compiled(model, whole.outputs, shapes, transaction)
-            for other in others:
-                notes += other.slots(
-                    whole, changed, [*inserted, *thawed], options.optimizer_state, transaction
-                )
             privates.forget_functions(model)
             best.grow(model, whole, stuck)
         if before is not None:
@@ -348,12 +345,12 @@ def _grow(
             seconds=time.perf_counter() - started,
             difference=difference,
             notes=tuple(dict.fromkeys(notes)),
-            step=optimizer.step,
+            step=optimizers[0].step,
             training_difference=training_difference,
         )
         if not whole.empty:
-            for one in (optimizer, *others):
-                one.rate(options.learning_rate, report, transaction)
+            for optimizer in optimizers:
+                optimizer.rate(options.learning_rate, report, transaction)
     except BaseException:
         transaction.roll_back()
         raise
