@@ -301,8 +301,8 @@ def measure(name: str, factor: float, seed: int) -> dict[str, Any]:
 
 def widths_of_model(model: Any) -> dict[str, Any]:
     """How many widths there are, and how many are fixed, by what fixes them."""
-    from keras_net2net.draft import Draft
-    from keras_net2net.widths import widths_of
+    from keras_net2net.planning.draft import Draft
+    from keras_net2net.widths.expressions import widths_of
 
     found = {
         id(width): width

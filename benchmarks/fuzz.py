@@ -55,7 +55,7 @@ def main() -> None:
 
     warnings.simplefilter("ignore")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from tests import random_models
+    from tests.support import random_models
 
     precision = contextlib.nullcontext if options.float32 else random_models.double_precision
     before, code = machine_state(), commit()
@@ -100,7 +100,7 @@ def example(seed: int) -> tuple[Any, str]:
     """
     import keras
 
-    from tests import random_models
+    from tests.support import random_models
 
     outcome = random_models.Outcome()
     source = random_models.Seeded(seed)
@@ -126,7 +126,7 @@ def example(seed: int) -> tuple[Any, str]:
 
 def attempt(source: Any, outcome: Any) -> tuple[str, str]:
     """The kind of the failure of one example and its message; empty if there is none."""
-    from tests import random_models
+    from tests.support import random_models
 
     try:
         random_models.check(source, outcome)
@@ -161,7 +161,7 @@ def record(
     """What came of the examples, as JSON."""
     import keras
 
-    from keras_net2net.rules.registry import describe, rules
+    from keras_net2net.widths.registry import describe, rules
 
     followed = sorted(
         {name for name, rule in rules() if "." not in name and describe(rule).kind == "follows"}

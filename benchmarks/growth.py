@@ -279,8 +279,8 @@ def depth(options: argparse.Namespace) -> dict[str, Any]:
     import keras
 
     import keras_net2net as n2n
-    from keras_net2net.graph import read
-    from keras_net2net.inference import Inference
+    from keras_net2net.graph.reading import read
+    from keras_net2net.widths.inference import Inference
 
     keras.utils.set_random_seed(SEED)
 

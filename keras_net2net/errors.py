@@ -9,6 +9,11 @@ instead. `explain` puts the parts together, so that every message has them.
 
 from __future__ import annotations
 
+import numbers
+import operator
+from collections.abc import Sequence
+from typing import Any
+
 
 class GrowthError(ValueError):
     """A growth could not be planned or done; the model is as it was before."""
@@ -75,3 +80,72 @@ def explain(problem: str, why: str, received: str, instead: str) -> str:
     """
     sentences = (f"{problem}: {why}", f"Received: {received}", instead)
     return " ".join(s if s.endswith((".", "?", "!")) else f"{s}." for s in sentences)
+
+
+def real_number(value: Any) -> float | None:
+    """A number as Python's own `int` or `float`, or `None` if it isn't a real number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def whole_number(
+    value: Any, what: str, received: str, least: int = 1, kind: str = "a number of units"
+) -> int:
+    """Checks that a number is a whole one, of at least `least`.
+
+    Args:
+        value: The number; an integer of NumPy is one, too.
+        what: What the number is for.
+        received: What the caller passed, for the error message.
+        least: The smallest that is possible. Defaults to `1`.
+        kind: What it is a number of, for the error message.
+
+    Returns:
+        The number as an `int`.
+
+    Raises:
+        SizeError: If it isn't one.
+    """
+    try:
+        number = operator.index(value)
+        if isinstance(value, bool):
+            raise TypeError
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise SizeError(
+            explain(
+                f"{what} can't be {value!r}",
+                f"it is {kind}, which is a whole number of at least {least}",
+                received,
+                "Pass an integer",
+            )
+        )
+    return number
+
+
+def check_choice(
+    name: str, value: Any, allowed: Sequence[str], received: str, instead: str | None = None
+) -> None:
+    """Checks that an argument is one of a few.
+
+    Args:
+        name: The argument's name.
+        value: What was passed for it.
+        allowed: What it may be.
+        received: What the caller passed, for the error message.
+        instead: What to pass. Defaults to `None`: the first that is allowed.
+
+    Raises:
+        GrowthError: If it isn't one of them.
+    """
+    if value not in allowed:
+        raise GrowthError(
+            explain(
+                f"`{name}` can't be {value!r}",
+                f"it is one of {', '.join(map(repr, allowed))}",
+                received,
+                f"Pass `{name}={(instead or allowed[0])!r}`",
+            )
+        )

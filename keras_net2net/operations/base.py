@@ -6,26 +6,18 @@ import abc
 import dataclasses
 import difflib
 import fnmatch
-import numbers
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 
-from keras_net2net import keras_privates as privates
-from keras_net2net.draft import Draft
-from keras_net2net.errors import (
-    FixedWidthError,
-    GrowthError,
-    SizeError,
-    UnknownLayerError,
-    explain,
-)
-from keras_net2net.facts import Facts
-from keras_net2net.graph import Graph
-from keras_net2net.plan import Step
-from keras_net2net.widths import widths_of
+from keras_net2net import internals
+from keras_net2net.errors import FixedWidthError, GrowthError, UnknownLayerError, explain
+from keras_net2net.graph.structure import Graph
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.plan import Step
+from keras_net2net.widths.expressions import widths_of
+from keras_net2net.widths.facts import Facts
 
 
 class Operation(abc.ABC):
@@ -112,19 +104,12 @@ def plain(value: Any, paths: Mapping[int, str] | None = None) -> Any:
     if isinstance(value, keras.Operation):
         return (paths or {}).get(id(value), value.name)
     if isinstance(value, keras.KerasTensor):
-        return plain(privates.maker_of(value), paths)
+        return plain(internals.maker_of(value), paths)
     if isinstance(value, dict):
         return {plain(key, paths): plain(item, paths) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item, paths) for item in value]
     return value
-
-
-def real_number(value: Any) -> float | None:
-    """A number as Python's own `int` or `float`, or `None` if it isn't a real number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return None
-    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def fixed_request(layers: Any) -> Any:
@@ -158,68 +143,6 @@ def as_operations(operations: Any) -> list[Operation]:
             "Pass for example `Wider('conv1', units=64)` or `[Wider(factor=1.5), Deeper('conv2')]`",
         )
     )
-
-
-def whole_number(
-    value: Any, what: str, received: str, least: int = 1, kind: str = "a number of units"
-) -> int:
-    """Checks that a number is a whole one, of at least `least`.
-
-    Args:
-        value: The number; an integer of NumPy is one, too.
-        what: What the number is for.
-        received: What the caller passed, for the error message.
-        least: The smallest that is possible. Defaults to `1`.
-        kind: What it is a number of, for the error message.
-
-    Returns:
-        The number as an `int`.
-
-    Raises:
-        SizeError: If it isn't one.
-    """
-    try:
-        number = operator.index(value)
-        if isinstance(value, bool):
-            raise TypeError
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise SizeError(
-            explain(
-                f"{what} can't be {value!r}",
-                f"it is {kind}, which is a whole number of at least {least}",
-                received,
-                "Pass an integer",
-            )
-        )
-    return number
-
-
-def check_choice(
-    name: str, value: Any, allowed: Sequence[str], received: str, instead: str | None = None
-) -> None:
-    """Checks that an argument is one of a few.
-
-    Args:
-        name: The argument's name.
-        value: What was passed for it.
-        allowed: What it may be.
-        received: What the caller passed, for the error message.
-        instead: What to pass. Defaults to `None`: the first that is allowed.
-
-    Raises:
-        GrowthError: If it isn't one of them.
-    """
-    if value not in allowed:
-        raise GrowthError(
-            explain(
-                f"`{name}` can't be {value!r}",
-                f"it is one of {', '.join(map(repr, allowed))}",
-                received,
-                f"Pass `{name}={(instead or allowed[0])!r}`",
-            )
-        )
 
 
 def check_normalized(batch_norm: Any, received: str, model: str) -> None:
@@ -368,7 +291,7 @@ def _opened(draft: Draft, graph: Graph, received: str) -> str:
         received,
         f"Name a layer inside it: {_listed(inside)}"
         if inside
-        else f"Register a rule for {kind} with `keras_net2net.register_rule`",
+        else f"Register a rule for {kind} with `keras_net2net.rules.register_rule`",
     )
 
 

@@ -8,21 +8,13 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_net2net.draft import Draft
-from keras_net2net.errors import GrowthError, SizeError, explain
-from keras_net2net.facts import Facts
-from keras_net2net.graph import Shape
-from keras_net2net.operations.base import (
-    Match,
-    Operation,
-    find_layers,
-    fixed_request,
-    label,
-    plain,
-    whole_number,
-)
-from keras_net2net.plan import LayerChange, Skipped, Step
-from keras_net2net.remaps import padded
+from keras_net2net.errors import GrowthError, SizeError, explain, whole_number
+from keras_net2net.graph.structure import Shape
+from keras_net2net.operations.base import Match, Operation, find_layers, fixed_request, label, plain
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.plan import LayerChange, Skipped, Step
+from keras_net2net.planning.remaps import padded
+from keras_net2net.widths.facts import Facts
 
 FORWARD = (
     layers.Conv1D,

@@ -9,21 +9,25 @@ from typing import Any, ClassVar
 
 import keras
 
-from keras_net2net.draft import Draft
-from keras_net2net.errors import GrowthError, SizeError, explain
-from keras_net2net.least_change import Activations
-from keras_net2net.narrowing import Copies, Held, largest, norms, removable, unequal, weights_of
-from keras_net2net.operations.base import (
-    Match,
-    check_choice,
-    label,
+from keras_net2net.errors import GrowthError, SizeError, check_choice, explain
+from keras_net2net.operations.base import Match, label
+from keras_net2net.operations.least_change import Activations
+from keras_net2net.operations.narrowing import (
+    Copies,
+    Held,
+    largest,
+    norms,
+    removable,
+    unequal,
+    weights_of,
 )
 from keras_net2net.operations.resizing import Request, Resizing
-from keras_net2net.plan import Skipped, Step
-from keras_net2net.remaps import Remap
-from keras_net2net.sizes import growable, smaller_sizes_for
-from keras_net2net.weights import Addition
-from keras_net2net.widths import Width
+from keras_net2net.planning.changes import Addition
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.plan import Skipped, Step
+from keras_net2net.planning.remaps import Remap
+from keras_net2net.widths.expressions import Width
+from keras_net2net.widths.sizes import growable, smaller_sizes_for
 
 KEEP = ("duplicates", "norm", "activation")
 

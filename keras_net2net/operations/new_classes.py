@@ -9,26 +9,25 @@ from typing import Any
 
 import keras
 
-from keras_net2net.draft import Draft, Start
-from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError, explain
-from keras_net2net.facts import Facts, HeadOutput
-from keras_net2net.inference import Inference
-from keras_net2net.operations.base import (
-    Match,
-    Operation,
+from keras_net2net.errors import (
+    ConflictError,
+    FixedWidthError,
+    GrowthError,
+    SizeError,
     check_choice,
-    find_layers,
-    fixed_request,
-    label,
-    plain,
+    explain,
     real_number,
     whole_number,
 )
-from keras_net2net.plan import OutputChange, Skipped, Step
-from keras_net2net.remaps import appended, remap_of
-from keras_net2net.sizes import growable, sizes_for
-from keras_net2net.weights import NewUnits
-from keras_net2net.widths import Concat, Expression, Product, Width, resolve, widths_of
+from keras_net2net.operations.base import Match, Operation, find_layers, fixed_request, label, plain
+from keras_net2net.planning.changes import NewUnits
+from keras_net2net.planning.draft import Draft, Start
+from keras_net2net.planning.plan import OutputChange, Skipped, Step
+from keras_net2net.planning.remaps import appended, remap_of
+from keras_net2net.widths.expressions import Concat, Expression, Product, Width, resolve, widths_of
+from keras_net2net.widths.facts import Facts, HeadOutput
+from keras_net2net.widths.inference import Inference
+from keras_net2net.widths.sizes import growable, sizes_for
 
 STARTS = ("zeros", "mean", "suppressed")
 

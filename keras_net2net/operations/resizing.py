@@ -7,22 +7,21 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from keras_net2net.draft import Draft
-from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError, explain
-from keras_net2net.facts import Facts
-from keras_net2net.operations.base import (
-    Match,
-    Operation,
-    find_layers,
-    fixed_request,
-    label,
-    plain,
+from keras_net2net.errors import (
+    ConflictError,
+    FixedWidthError,
+    GrowthError,
+    SizeError,
+    explain,
     real_number,
     whole_number,
 )
-from keras_net2net.plan import Skipped
-from keras_net2net.sizes import growable
-from keras_net2net.widths import Product, Width, resolve, widths_of
+from keras_net2net.operations.base import Match, Operation, find_layers, fixed_request, label, plain
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.plan import Skipped
+from keras_net2net.widths.expressions import Product, Width, resolve, widths_of
+from keras_net2net.widths.facts import Facts
+from keras_net2net.widths.sizes import growable
 
 
 class Resizing(Operation):
@@ -188,7 +187,7 @@ class Resizing(Operation):
         path = draft.path_to_obstacle(facts, width) if width is not None else [facts.path]
         cause = draft_operation(draft, path[-1])
         instead = (
-            f"Register a rule for {type(cause).__name__} with `keras_net2net.register_rule`, "
+            f"Register a rule for {type(cause).__name__} with `keras_net2net.rules.register_rule`, "
             f"or {self._do} another layer"
             if "has no rule" in reason and cause is not None
             else self._another
@@ -227,7 +226,7 @@ class Resizing(Operation):
             f"{self._do.capitalize()} what makes the units that it works on: "
             f"{', '.join(map(repr, makers))}"
             if makers and facts.has_rule
-            else f"Register a rule for {kind} with `keras_net2net.register_rule`"
+            else f"Register a rule for {kind} with `keras_net2net.rules.register_rule`"
             if not facts.has_rule
             else f"{self._do.capitalize()} another layer",
         )

@@ -8,22 +8,17 @@ from typing import Any
 
 import keras
 
-from keras_net2net.draft import Draft
-from keras_net2net.errors import GrowthError, SizeError, explain
-from keras_net2net.fills import fills_for
-from keras_net2net.gradmax import GradMax, Site, find_site
-from keras_net2net.operations.base import (
-    Match,
-    check_choice,
-    label,
-    real_number,
-)
+from keras_net2net.errors import GrowthError, SizeError, check_choice, explain, real_number
+from keras_net2net.operations.base import Match, label
+from keras_net2net.operations.gradmax import GradMax, Site, find_site
 from keras_net2net.operations.resizing import Request, Resizing
-from keras_net2net.plan import Skipped, Step
-from keras_net2net.remaps import draw
-from keras_net2net.sizes import growable, sizes_for
-from keras_net2net.weights import Addition, NewUnits
-from keras_net2net.widths import Width
+from keras_net2net.planning.changes import Addition, NewUnits
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.plan import Skipped, Step
+from keras_net2net.planning.remaps import draw
+from keras_net2net.widths.expressions import Width
+from keras_net2net.widths.fills import fills_for
+from keras_net2net.widths.sizes import growable, sizes_for
 
 NEW_UNITS = ("replicate", "fresh", "random", "gradmax")
 SHARES = ("random", "even")

@@ -13,11 +13,11 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net import keras_privates as privates
-from keras_net2net.facts import MAKES_UNITS, PASSES, Scaled, reads
-from keras_net2net.rule_call import RuleCall
-from keras_net2net.rules.registry import register_rule
-from keras_net2net.widths import Axes, Expression, is_axes, product
+from keras_net2net import internals
+from keras_net2net.widths.expressions import Axes, Expression, is_axes, product
+from keras_net2net.widths.facts import MAKES_UNITS, PASSES, Scaled, reads
+from keras_net2net.widths.registry import register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 
 @register_rule(layers.MultiHeadAttention)
@@ -37,7 +37,7 @@ def multi_head_attention(
     for other in (keys, values):
         call.unify(projected[-2], other[-2], "has as many heads")
     call.unify(projected[-1], keys[-1], "compares keys and queries")
-    if privates.attention_has_one_size() and projected[-1].size == values[-1].size:
+    if internals.attention_has_one_size() and projected[-1].size == values[-1].size:
         # Its attention computes with one size for both, whatever the layer could do.
         call.unify(projected[-1], values[-1], "has keys and values of one size on JAX")
     attended = (*projected[:-1], values[-1])

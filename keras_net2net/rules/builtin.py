@@ -15,14 +15,5 @@ from keras_net2net.rules import (  # noqa: F401
     reshaping,
     rnn,
 )
-from keras_net2net.rules.ops import (  # noqa: F401
-    core as core_operations,
-)
-from keras_net2net.rules.ops import (  # noqa: F401
-    image,
-    linalg,
-    math,
-    nn,
-    numpy,
-    shapes,
-)
+from keras_net2net.rules.ops import core as core_operations  # noqa: F401
+from keras_net2net.rules.ops import image, linalg, math, nn, numpy, shapes  # noqa: F401

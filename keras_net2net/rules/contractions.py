@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_net2net import keras_privates as privates
-from keras_net2net.facts import KEEPS_ZERO, MAKES_UNITS, PASSES
-from keras_net2net.rule_call import RuleCall
+from keras_net2net import internals
 from keras_net2net.rules.convolutional import SLIDES
 from keras_net2net.rules.kinds import broadcast, channel_axis, with_space
-from keras_net2net.rules.registry import refuse, register_rule
-from keras_net2net.weights import MAKES, READS
-from keras_net2net.widths import Axes, Expression, Fixed, is_axes, product, resolve
+from keras_net2net.widths.expressions import Axes, Expression, Fixed, is_axes, product, resolve
+from keras_net2net.widths.facts import KEEPS_ZERO, MAKES, MAKES_UNITS, PASSES, READS
+from keras_net2net.widths.registry import refuse, register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 
 def axes_of(value: Any) -> Axes:
@@ -260,7 +259,7 @@ def dot_product_attention(
     else:
         call.fix([q[-2], k[-2]], "repeats its key and value heads")
     call.unify(q[-1], k[-1], "compares keys and queries")
-    if privates.attention_has_one_size():
+    if internals.attention_has_one_size():
         call.unify(k[-1], v[-1], "has keys and values of one size on JAX")
     if scale is None:
         call.fix(q[-1], "scales its scores by the number of these units")

@@ -6,12 +6,12 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.facts import follows, makes, reads
-from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.activations import activate, activate_made
 from keras_net2net.rules.kinds import channel_axis, with_space
-from keras_net2net.rules.registry import register_rule
-from keras_net2net.widths import Axes, Expression, Fixed, product
+from keras_net2net.widths.expressions import Axes, Expression, Fixed, product
+from keras_net2net.widths.facts import follows, makes, reads
+from keras_net2net.widths.registry import register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 SLIDES = "slides a kernel along this axis"
 

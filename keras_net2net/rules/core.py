@@ -6,13 +6,13 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.facts import MAKES_UNITS, follows, makes, reads
-from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.activations import activate_made
 from keras_net2net.rules.contractions import parse_einsum
 from keras_net2net.rules.kinds import passes
-from keras_net2net.rules.registry import opened, refuse, register_rule
-from keras_net2net.widths import Axes, Expression, Fixed
+from keras_net2net.widths.expressions import Axes, Expression, Fixed
+from keras_net2net.widths.facts import MAKES_UNITS, follows, makes, reads
+from keras_net2net.widths.registry import opened, refuse, register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 
 @register_rule(layers.Dense)

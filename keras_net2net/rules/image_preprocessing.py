@@ -6,10 +6,10 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import with_space
-from keras_net2net.rules.registry import Refusal, refuse, register_rule
-from keras_net2net.widths import Axes, is_axes
+from keras_net2net.widths.expressions import Axes, is_axes
+from keras_net2net.widths.registry import Refusal, refuse, register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 PIXELS = "moves pixels along this axis"
 MIXES = "mixes the three colours"

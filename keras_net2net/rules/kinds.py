@@ -9,11 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_net2net.facts import ADDS, KEEPS_ZERO, PASSES
-from keras_net2net.opening import settings_text
-from keras_net2net.rule_call import RuleCall
-from keras_net2net.rules.registry import Refusal, Rule
-from keras_net2net.widths import (
+from keras_net2net.graph.opening import settings_text
+from keras_net2net.widths.expressions import (
     Axes,
     Expression,
     Fixed,
@@ -22,6 +19,9 @@ from keras_net2net.widths import (
     split_part,
     widths_of,
 )
+from keras_net2net.widths.facts import ADDS, KEEPS_ZERO, PASSES
+from keras_net2net.widths.registry import Refusal, Rule
+from keras_net2net.widths.rule_call import RuleCall
 
 
 def passes(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:

@@ -14,10 +14,10 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.facts import KEEPS_ZERO, NORMALIZES, RESCALES, Scaled, follows
-from keras_net2net.rule_call import RuleCall
-from keras_net2net.rules.registry import refuse, register_rule
-from keras_net2net.widths import Axes, product, regroup
+from keras_net2net.widths.expressions import Axes, product, regroup
+from keras_net2net.widths.facts import KEEPS_ZERO, NORMALIZES, RESCALES, Scaled, follows
+from keras_net2net.widths.registry import refuse, register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 
 @register_rule(layers.BatchNormalization)

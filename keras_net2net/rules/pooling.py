@@ -6,11 +6,11 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.facts import KEEPS_ZERO, PASSES
-from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import channel_axis, with_space
-from keras_net2net.rules.registry import register_rule
-from keras_net2net.widths import Axes
+from keras_net2net.widths.expressions import Axes
+from keras_net2net.widths.facts import KEEPS_ZERO, PASSES
+from keras_net2net.widths.registry import register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 POOLS = "pools along this axis"
 

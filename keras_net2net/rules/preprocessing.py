@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from keras import layers
 
-from keras_net2net.facts import follows
-from keras_net2net.rule_call import RuleCall
-from keras_net2net.rules.registry import Refusal, opened, refuse, register_rule
-from keras_net2net.widths import Axes
+from keras_net2net.widths.expressions import Axes
+from keras_net2net.widths.facts import follows
+from keras_net2net.widths.registry import Refusal, opened, refuse, register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 
 @register_rule(layers.Rescaling)

@@ -6,11 +6,11 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.facts import PASSES
-from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import with_space
-from keras_net2net.rules.registry import register_rule
-from keras_net2net.widths import Axes, Expression, Fixed, product, regroup
+from keras_net2net.widths.expressions import Axes, Expression, Fixed, product, regroup
+from keras_net2net.widths.facts import PASSES
+from keras_net2net.widths.registry import register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 
 @register_rule(layers.Flatten)

@@ -10,13 +10,13 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net import keras_privates as privates
-from keras_net2net.facts import follows, makes, reads
-from keras_net2net.rule_call import RuleCall
+from keras_net2net import internals
 from keras_net2net.rules.activations import activate
 from keras_net2net.rules.kinds import broadcast, channel_axis
-from keras_net2net.rules.registry import register_rule
-from keras_net2net.widths import Axes, Expression, Fixed, concat, is_axes, product
+from keras_net2net.widths.expressions import Axes, Expression, Fixed, concat, is_axes, product
+from keras_net2net.widths.facts import follows, makes, reads
+from keras_net2net.widths.registry import register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 States = list[Any]
 
@@ -164,7 +164,7 @@ def conv_lstm_cell(call: RuleCall, x: Axes, states: Any) -> Any:
     return units
 
 
-register_rule(privates.ConvLSTMCell)(conv_lstm_cell)
+register_rule(internals.ConvLSTMCell)(conv_lstm_cell)
 
 
 @register_rule(layers.Bidirectional)

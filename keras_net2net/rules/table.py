@@ -14,9 +14,9 @@ from typing import Any
 
 import keras
 
-from keras_net2net import keras_privates as privates
-from keras_net2net.rules import builtin  # noqa: F401  (fills the rule book)
-from keras_net2net.rules.registry import FOLLOWS, OPENED, REFUSED, State, state_of
+from keras_net2net import internals
+from keras_net2net.rules import builtin  # noqa: F401
+from keras_net2net.widths.registry import FOLLOWS, OPENED, REFUSED, State, state_of
 
 # What `keras.layers` holds beside layers: base classes without a `call` of their own.
 NOT_LAYERS = ("InputSpec", "Layer", "Wrapper")
@@ -63,13 +63,13 @@ def symbolic_operations() -> dict[str, Any]:
     Such a function has a class, of which it records an instance; constants such as
     `keras.ops.zeros`, and what runs at once such as `keras.ops.shape`, have none.
     """
-    classes = privates.operation_classes()
+    classes = internals.operation_classes()
     found = {}
     for prefix, module in (("", keras.ops), ("image.", keras.ops.image)):
         for name, function in sorted(vars(module).items()):
             if not callable(function) or isinstance(function, type) or name in CONSTANTS:
                 continue
-            if privates.operation_key(str(getattr(function, "__name__", ""))) in classes:
+            if internals.operation_key(str(getattr(function, "__name__", ""))) in classes:
                 found[prefix + name] = function
     return found
 
@@ -154,8 +154,8 @@ def _family(cls: type) -> str:
 
 def _module(function: Any) -> str:
     """The family of an operation: the Keras file that its class stands in."""
-    classes = privates.operation_classes()
-    return classes[privates.operation_key(function.__name__)].__module__.split(".")[-1]
+    classes = internals.operation_classes()
+    return classes[internals.operation_key(function.__name__)].__module__.split(".")[-1]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,10 +12,10 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_net2net import keras_privates as privates
+from keras_net2net import internals
 from keras_net2net.errors import CheckError, explain
-from keras_net2net.growth import grow
-from keras_net2net.report import GrowthReport
+from keras_net2net.growth.grow import grow
+from keras_net2net.growth.report import GrowthReport
 
 
 def check_model(
@@ -140,8 +140,8 @@ def random_inputs(model: Any, seed: int = 0, batch: int = 4) -> Any:
             return random.integers(0, 5, shape).astype(tensor.dtype)
         return random.standard_normal(shape).astype("float32")
 
-    function = privates.function_of(model)
-    nested = model.inputs if function is None else privates.structures_of(function)[0]
+    function = internals.function_of(model)
+    nested = model.inputs if function is None else internals.structures_of(function)[0]
     return keras.tree.map_structure(make, nested)
 
 
@@ -171,7 +171,7 @@ def _compiled(model: Any, x: Any, modes: Sequence[bool]) -> Any:
     """All calls in one program: operation by operation, JAX compiles for longer at each shape."""
     import jax
 
-    given = [{"training": mode} if privates.takes_training(model) else {} for mode in modes]
+    given = [{"training": mode} if internals.takes_training(model) else {} for mode in modes]
 
     def call(trainable: list[Any], rest: list[Any]) -> Any:
         return [model.stateless_call(trainable, rest, x, **kwargs)[0] for kwargs in given]
@@ -273,7 +273,7 @@ def shapes_of(model: Any) -> dict[str, Any]:
     for path, layer in flat_layers(model):
         tensors = [
             tuple(tensor.shape)
-            for node in privates.nodes_of_layer(layer)
+            for node in internals.nodes_of_layer(layer)
             for tensor in (*node.input_tensors, *node.outputs)
         ]
         specs = [

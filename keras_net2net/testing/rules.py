@@ -10,11 +10,12 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_net2net import keras_privates as privates
-from keras_net2net.draft import Draft
+from keras_net2net import internals
 from keras_net2net.errors import CheckError, FixedWidthError, SizeError, explain
-from keras_net2net.growth import plan
+from keras_net2net.growth.grow import plan
+from keras_net2net.growth.probe import TOLERANCES
 from keras_net2net.operations.wider import Wider
+from keras_net2net.planning.draft import Draft
 from keras_net2net.testing.models import (
     as_array,
     check_model,
@@ -25,7 +26,6 @@ from keras_net2net.testing.models import (
     random_inputs,
     randomize,
 )
-from keras_net2net.verify import TOLERANCES
 
 FACTORS = (1.5, 2.0)  # the second where only whole multiples are possible
 POLICIES = ("mixed_float16", "mixed_bfloat16")
@@ -104,9 +104,9 @@ def check_rule(
     ...         self.center = self.add_weight(shape=(input_shape[-1],), name="center")
     ...     def call(self, x):
     ...         return x - self.center
-    >>> @n2n.register_rule(Center)
+    >>> @n2n.rules.register_rule(Center)
     ... def center(call, x):
-    ...     call.weight("center", n2n.follows(x[-1]))
+    ...     call.weight("center", n2n.rules.follows(x[-1]))
     ...     return x
     >>> n2n.testing.check_rule(Center(), (3, 4))
     ('input',)
@@ -147,9 +147,9 @@ def custom_objects(*given: Any) -> Iterator[None]:
     stack = list(given)
     while stack:
         layer = stack.pop()
-        if not privates.is_keras_layer(layer):
+        if not internals.is_keras_layer(layer):
             found[type(layer).__name__] = type(layer)
-        stack += privates.sublayers(layer)
+        stack += internals.sublayers(layer)
     with keras.saving.custom_object_scope(found):
         yield
 

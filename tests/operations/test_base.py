@@ -13,8 +13,8 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, SizeError, UnknownLayerError
-from tests.helpers import Closed
-from tests.states import assert_state, state
+from tests.support.helpers import Closed
+from tests.support.states import assert_state, state
 
 FOUR_PARTS = re.compile(
     r"(?P<what>[^:]+): (?P<why>.+)\. Received: (?P<received>.+)[.?!] (?P<instead>.+[.?!])", re.S

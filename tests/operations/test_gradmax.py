@@ -9,8 +9,9 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError
-from keras_net2net.gradients import gradients
-from tests.helpers import (
+from keras_net2net.internals.gradients import gradients
+from tests.operations.test_base import assert_explained
+from tests.support.helpers import (
     BACKEND,
     array,
     assert_native,
@@ -20,8 +21,7 @@ from tests.helpers import (
     outputs,
     randomize,
 )
-from tests.operations.test_base import assert_explained
-from tests.states import assert_state, state
+from tests.support.states import assert_state, state
 
 
 def dense(activation="tanh", loss="mse", **kwargs) -> keras.Model:

@@ -12,7 +12,8 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, SizeError, UnknownLayerError
 from keras_net2net.testing import check_model
-from tests.helpers import (
+from tests.operations.test_wider import refused
+from tests.support.helpers import (
     BACKEND,
     array,
     assert_native,
@@ -24,8 +25,7 @@ from tests.helpers import (
     randomize,
     train_a_step,
 )
-from tests.operations.test_wider import refused
-from tests.states import assert_state, state
+from tests.support.states import assert_state, state
 
 
 def one(layer: keras.Layer, shape: tuple[int | None, ...]) -> keras.Model:

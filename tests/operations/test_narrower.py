@@ -11,8 +11,9 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError
-from keras_net2net.narrowing import copies, weights_of
-from tests.helpers import (
+from keras_net2net.operations.narrowing import copies, weights_of
+from tests.operations.test_base import assert_explained
+from tests.support.helpers import (
     BACKEND,
     array,
     assert_native,
@@ -26,8 +27,7 @@ from tests.helpers import (
     snapshot,
     train_a_step,
 )
-from tests.operations.test_base import assert_explained
-from tests.states import assert_state, state
+from tests.support.states import assert_state, state
 
 
 def mlp() -> keras.Model:
@@ -164,7 +164,7 @@ def test_the_plan_replays_on_arrays():
 def test_copies_are_found_behind_copies_that_share_at_random():
     model = randomize(mlp())
     n2n.grow(model, n2n.Wider(factor=2), seed=0)
-    from keras_net2net.draft import Draft
+    from keras_net2net.planning.draft import Draft
 
     found = copies(weights_of(Draft(model, 0).inference))
     classes = {width.name: labels.tolist() for width, labels in found.items()}
@@ -501,7 +501,7 @@ def test_a_pattern_skips_what_has_too_few_duplicates():
 
 @pytest.mark.parametrize("seed", range(12 if BACKEND == "torch" else 2))
 def test_random_models_come_back_from_a_widening(seed):
-    from tests.random_models import Builder, Seeded, double_precision
+    from tests.support.random_models import Builder, Seeded, double_precision
 
     with double_precision():
         model, symbols = Builder(Seeded(seed)).model()

@@ -15,8 +15,9 @@ from keras_net2net.errors import (
     SizeError,
     VerificationError,
 )
-from keras_net2net.verify import Probe
-from tests.helpers import (
+from keras_net2net.growth.probe import Probe
+from tests.operations.test_wider import refused
+from tests.support.helpers import (
     BACKEND,
     Closed,
     array,
@@ -28,8 +29,7 @@ from tests.helpers import (
     outputs,
     randomize,
 )
-from tests.operations.test_wider import refused
-from tests.states import assert_state, state
+from tests.support.states import assert_state, state
 
 # On JAX, what Keras's own `MeanIoU` and its like do with labels warns of their dtype.
 pytestmark = pytest.mark.filterwarnings("ignore:Explicitly requested dtype:UserWarning")

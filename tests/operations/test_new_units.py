@@ -9,7 +9,15 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net import testing
-from tests.helpers import array, both_modes, cases, data_for, max_difference, randomize, sandwich
+from tests.support.helpers import (
+    array,
+    both_modes,
+    cases,
+    data_for,
+    max_difference,
+    randomize,
+    sandwich,
+)
 
 RMS = getattr(layers, "RMSNormalization", None)
 

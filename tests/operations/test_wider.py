@@ -9,9 +9,17 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError
-from tests.helpers import Closed, array, assert_native, assert_same, both_modes, data_for, randomize
 from tests.operations.test_base import assert_explained, mlp
-from tests.states import assert_state, state
+from tests.support.helpers import (
+    Closed,
+    array,
+    assert_native,
+    assert_same,
+    both_modes,
+    data_for,
+    randomize,
+)
+from tests.support.states import assert_state, state
 
 
 def functional(build, outputs=3) -> keras.Model:
@@ -401,7 +409,7 @@ def test_a_layer_whose_units_reach_an_operation_without_a_rule_is_fixed_and_the_
         "Layer 'fc' (Dense, 6 units) can't be widened",
         "flip (Closed) has no rule",
         "(path: fc -> drop -> tanh -> flip)",
-        "Register a rule for Closed with `keras_net2net.register_rule`",
+        "Register a rule for Closed with `keras_net2net.rules.register_rule`",
     )
 
 

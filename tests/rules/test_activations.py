@@ -7,7 +7,7 @@ import pytest
 from keras import layers, ops
 
 import keras_net2net as n2n
-from tests.helpers import (
+from tests.support.helpers import (
     assert_same,
     assert_untouched,
     both_modes,
@@ -115,7 +115,7 @@ OVER_UNITS = {
 def test_normalizing_over_hidden_units_is_refused_with_the_path(obstacle):
     model = randomize(sandwich((3, 5), layers.ReLU(name="relu"), obstacle()))
     weights = snapshot(model)
-    with pytest.raises(n2n.FixedWidthError, match="normalizes over its units") as error:
+    with pytest.raises(n2n.errors.FixedWidthError, match="normalizes over its units") as error:
         n2n.grow(model, n2n.Wider("before", units=6))
     assert "path: before -> relu -> obstacle" in str(error.value)
     assert_untouched(model, weights)
@@ -124,7 +124,7 @@ def test_normalizing_over_hidden_units_is_refused_with_the_path(obstacle):
 @pytest.mark.parametrize("kind", [layers.Dense, lambda units, **kw: layers.Conv1D(units, 2, **kw)])
 def test_softmax_inside_a_hidden_layer_is_refused(kind):
     model = sandwich((3, 5), kind(4, activation="softmax", name="it"))
-    with pytest.raises(n2n.FixedWidthError, match="normalizes over its units with softmax"):
+    with pytest.raises(n2n.errors.FixedWidthError, match="normalizes over its units with softmax"):
         n2n.plan(model, n2n.Wider("it", units=6))
     assert n2n.plan(model, n2n.Wider("before", units=6)).parameters_after > model.count_params()
 
@@ -156,7 +156,7 @@ def test_a_function_of_the_users_own_is_not_taken_for_a_known_one(layer):
     model = randomize(sandwich((5,), layer()))
     weights = snapshot(model)
     name = "before" if isinstance(model.get_layer("it"), layers.Activation) else "it"
-    with pytest.raises(n2n.FixedWidthError, match=r"adds or multiplies up|picks places"):
+    with pytest.raises(n2n.errors.FixedWidthError, match=r"adds or multiplies up|picks places"):
         n2n.grow(model, n2n.Wider(name, units=6))
     assert_untouched(model, weights)
 
@@ -166,7 +166,7 @@ def test_a_layer_with_weights_as_activation_grows_once_it_has_them():
     weights = snapshot(model)
     # Keras builds it when it is first run, so that it has no weights yet ...
     assert len(weights) == 6
-    with pytest.raises(n2n.FixedWidthError, match="its rule doesn't cover"):
+    with pytest.raises(n2n.errors.FixedWidthError, match="its rule doesn't cover"):
         n2n.grow(model, n2n.Wider("it", units=6))
     assert_untouched(model, weights)
     model(data_for(model))  # ... and from here on it has
@@ -206,6 +206,6 @@ def test_a_function_of_the_users_own_is_followed_through_what_it_does():
 def test_a_function_that_depends_on_sizes_or_is_closed_is_refused(function):
     model = randomize(sandwich((5,), layers.Dense(4, activation=function, name="it")))
     weights = snapshot(model)
-    with pytest.raises(n2n.FixedWidthError, match="it isn't known that it acts per element"):
+    with pytest.raises(n2n.errors.FixedWidthError, match="it isn't known that it acts per element"):
         n2n.grow(model, n2n.Wider("it", units=6))
     assert_untouched(model, weights)

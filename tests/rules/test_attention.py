@@ -11,7 +11,7 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.testing import POLICIES, check_rule
-from tests.helpers import (
+from tests.support.helpers import (
     BACKEND,
     QUICK,
     array,
@@ -265,7 +265,7 @@ def test_the_even_shares_of_a_dot_product_in_numbers():
 def test_units_that_are_summed_after_a_nonlinear_function_stay():
     model = dot_product(score_mode="concat", use_scale=True)
     weights = snapshot(model)
-    with pytest.raises(n2n.FixedWidthError, match="sums over these units after a nonlinear"):
+    with pytest.raises(n2n.errors.FixedWidthError, match="sums over these units after a nonlinear"):
         n2n.grow(model, n2n.Wider("key", 6))
     assert_untouched(model, weights)
     assert n2n.grow(model, n2n.Wider("value", 6), seed=0).difference < 1e-5
@@ -277,7 +277,9 @@ def test_a_query_that_something_else_reads_cannot_hold_shares():
     key = layers.Dense(4, activation="tanh", name="key")(inputs)
     x = layers.Attention(name="it")([query, layers.Dense(4)(inputs), key])
     model = keras.Model(inputs, layers.Dense(3)(layers.Add()([x, layers.Dense(4)(query)])))
-    with pytest.raises(n2n.FixedWidthError, match="nothing before it can hold each copy's part"):
+    with pytest.raises(
+        n2n.errors.FixedWidthError, match="nothing before it can hold each copy's part"
+    ):
         n2n.plan(model, n2n.Wider("key", 6))
 
 
@@ -310,7 +312,7 @@ def test_a_mask_that_is_computed_is_not_widened():
     mask = layers.Dense(4, activation="sigmoid", name="mask")(inputs) > 0.5
     x = MHA(2, 3, name="mha")(x, x, attention_mask=mask)
     model = randomize(keras.Model(inputs, layers.Dense(3)(x)))
-    with pytest.raises(n2n.FixedWidthError, match="masks with this axis"):
+    with pytest.raises(n2n.errors.FixedWidthError, match="masks with this axis"):
         n2n.plan(model, n2n.Wider("mask", 8))
     data = data_for(model)
     before = both_modes(model, data)

@@ -10,7 +10,7 @@ from keras import layers, ops
 import keras_net2net as n2n
 from keras_net2net.rules.contractions import parse_einsum
 from keras_net2net.testing import check_model, check_rule
-from tests.helpers import (
+from tests.support.helpers import (
     QUICK,
     array,
     assert_native,
@@ -90,7 +90,7 @@ def test_a_weight_that_is_used_otherwise_reads_no_more_units(product, monkeypatc
     inputs = keras.Input((3, 5))
     x = layers.Dense(4, activation="tanh", name="before")(inputs)
     model = keras.Model(inputs, layers.Dense(2)(Own(4, product, name="it")(x)))
-    with pytest.raises(n2n.FixedWidthError):
+    with pytest.raises(n2n.errors.FixedWidthError):
         n2n.plan(model, n2n.Wider("before", 6))
 
 
@@ -100,7 +100,7 @@ def test_the_reason_names_the_weight(monkeypatch):
     monkeypatch.setitem(PRODUCTS, "squared", OTHERWISE["squared"])
     model = keras.Model(inputs, layers.Dense(2)(Own(4, "squared", name="it")(x)))
     reason = r"it .Own. uses its weight 'kernel' in another way than to sum over these units"
-    with pytest.raises(n2n.FixedWidthError, match=reason):
+    with pytest.raises(n2n.errors.FixedWidthError, match=reason):
         n2n.plan(model, n2n.Wider("before", 6))
 
 
@@ -110,7 +110,7 @@ def test_a_product_with_a_constant_fixes_what_it_sums_over():
         inputs = keras.Input((3, 5))
         x = layers.Dense(4, name="before")(inputs)
         model = keras.Model(inputs, layers.Dense(2)(product(x, constant)))
-        with pytest.raises(n2n.FixedWidthError):
+        with pytest.raises(n2n.errors.FixedWidthError):
             n2n.plan(model, n2n.Wider("before", 6))
 
 
@@ -150,7 +150,9 @@ def test_what_makes_neither_tensor_linearly_is_fixed():
     scores = ops.matmul(query, ops.transpose(key, (0, 2, 1)))
     model = keras.Model(inputs, layers.Dense(2)(scores @ layers.Dense(3)(inputs)))
     weights = snapshot(model)
-    with pytest.raises(n2n.FixedWidthError, match="sums over these units, and nothing before it"):
+    with pytest.raises(
+        n2n.errors.FixedWidthError, match="sums over these units, and nothing before it"
+    ):
         n2n.grow(model, n2n.Wider("key", 6))
     assert_untouched(model, weights)
 
@@ -160,7 +162,7 @@ def test_what_is_multiplied_with_itself_is_fixed():
     x = layers.Dense(4, name="before")(inputs)
     gram = ops.einsum("btc,bsc->bts", x, x)
     model = keras.Model(inputs, layers.Dense(2)(gram @ layers.Dense(4)(inputs)))
-    with pytest.raises(n2n.FixedWidthError, match="sums over these units"):
+    with pytest.raises(n2n.errors.FixedWidthError, match="sums over these units"):
         n2n.plan(model, n2n.Wider("before", 6))
 
 
@@ -169,7 +171,7 @@ def test_an_einsum_of_one_tensor_fixes_what_it_sums_over_or_takes_a_diagonal_of(
     inputs = keras.Input((4, 5))
     x = layers.Dense(4, name="before")(inputs)
     model = keras.Model(inputs, layers.Dense(2)(ops.einsum(equation, x)))
-    with pytest.raises(n2n.FixedWidthError):
+    with pytest.raises(n2n.errors.FixedWidthError):
         n2n.plan(model, n2n.Wider("before", 6))
 
 
@@ -187,7 +189,7 @@ def test_an_einsum_of_three_tensors_is_refused():
     inputs = keras.Input((3, 5))
     x = layers.Dense(4, name="before")(inputs)
     model = keras.Model(inputs, ops.einsum("btc,btc,btc->btc", x, x, x)[..., :0])
-    with pytest.raises(n2n.FixedWidthError):
+    with pytest.raises(n2n.errors.FixedWidthError):
         n2n.plan(model, n2n.Wider("before", 6))
 
 
@@ -280,7 +282,7 @@ def tied_model():
 def test_a_table_that_is_also_a_weight_is_refused_where_what_is_compared_is_not_linear():
     model = randomize(tied_model())
     weights = snapshot(model)
-    with pytest.raises(n2n.FixedWidthError, match="uses its weight 'table' in another way"):
+    with pytest.raises(n2n.errors.FixedWidthError, match="uses its weight 'table' in another way"):
         n2n.grow(model, n2n.Wider("tied/inner", 6), seed=0, verify=False)
     assert_untouched(model, weights)
 
@@ -305,7 +307,7 @@ def test_a_kernel_that_is_read_from_both_sides_is_refused():
     model = randomize(keras.Model(inputs, layers.Dense(2)(Mirror(name="mirror")(x))))
     weights = snapshot(model)
     for name in ("before", "mirror/dense"):
-        with pytest.raises(n2n.FixedWidthError):
+        with pytest.raises(n2n.errors.FixedWidthError):
             n2n.grow(model, n2n.Wider(name, 6), seed=0, verify=False)
     assert_untouched(model, weights)
 
@@ -361,6 +363,6 @@ def test_the_table_of_a_tied_embedding_is_copied_and_the_norm_before_it_is_share
 @needs_reversible
 def test_a_tied_embedding_after_a_nonlinear_function_is_refused():
     model = randomize(gpt(activation="tanh"))
-    with pytest.raises(n2n.FixedWidthError, match="sums over these units"):
+    with pytest.raises(n2n.errors.FixedWidthError, match="sums over these units"):
         n2n.plan(model, n2n.Wider("table", 12))
     n2n.plan(gpt(tie=False, activation="tanh"), n2n.Wider("table", 12))

@@ -6,7 +6,8 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from tests.helpers import (
+from tests.support.formats import check_channels_first
+from tests.support.helpers import (
     assert_same,
     assert_untouched,
     check_growth,
@@ -16,7 +17,6 @@ from tests.helpers import (
     sandwich,
     snapshot,
 )
-from tests.rules.formats import check_channels_first
 
 LINE, IMAGE, VOLUME = (6, 2), (5, 6, 2), (3, 4, 3, 2)
 
@@ -112,10 +112,10 @@ def test_groups_of_several_channels_are_fixed_with_a_reason():
         sandwich(IMAGE, layers.Conv2D(4, 3, name="conv"), layers.Conv2D(6, 3, groups=2, name="it"))
     )
     weights = snapshot(model)
-    with pytest.raises(n2n.FixedWidthError, match="in 2 groups") as error:
+    with pytest.raises(n2n.errors.FixedWidthError, match="in 2 groups") as error:
         n2n.grow(model, n2n.Wider("conv", units=6))
     assert "path: conv -> it" in str(error.value)
-    with pytest.raises(n2n.FixedWidthError, match="makes its channels in 2 groups"):
+    with pytest.raises(n2n.errors.FixedWidthError, match="makes its channels in 2 groups"):
         n2n.grow(model, n2n.Wider("it", units=8))
     assert_untouched(model, weights)
     x = data_for(model)
@@ -143,6 +143,6 @@ def test_a_depthwise_convolution_ties_the_channels_before_and_after():
     )
     widths = n2n.plan(model, n2n.Wider("before", units=6)).steps[0].widths
     assert [(width.name, width.new) for width in widths] == [("before", 6)]
-    with pytest.raises(n2n.FixedWidthError, match="makes no units of its own") as error:
+    with pytest.raises(n2n.errors.FixedWidthError, match="makes no units of its own") as error:
         n2n.plan(model, n2n.Wider("it", units=6))
     assert "'before'" in str(error.value)

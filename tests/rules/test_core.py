@@ -7,7 +7,7 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from tests.helpers import check_growth, sandwich
+from tests.support.helpers import check_growth, sandwich
 
 CASES = {
     "dense": lambda: sandwich((5,), layers.Dense(4, activation="relu", name="it")),

@@ -9,7 +9,7 @@ import pytest
 from keras import layers, ops
 
 from keras_net2net.rules import table
-from keras_net2net.rules.registry import FOLLOWS, OPENED, REFUSED, opened, refuse, state_of
+from keras_net2net.widths.registry import FOLLOWS, OPENED, REFUSED, opened, refuse, state_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 

@@ -7,8 +7,9 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from keras_net2net.rules.registry import Refusal, rules
-from tests.helpers import (
+from keras_net2net.widths.registry import Refusal, rules
+from tests.support.formats import check_channels_first
+from tests.support.helpers import (
     BACKEND,
     assert_untouched,
     check_growth,
@@ -16,7 +17,6 @@ from tests.helpers import (
     sandwich,
     snapshot,
 )
-from tests.rules.formats import check_channels_first
 
 IMAGE = (6, 8, 2)
 RANGE = {"value_range": (-1.0, 1.0)}
@@ -97,7 +97,7 @@ def test_what_mixes_channels_is_refused(name):
         x = REFUSED[name]()({"images": x})["images"]
     model = randomize(keras.Model(inputs, layers.Dense(3, name="after")(x)))
     weights = snapshot(model)
-    with pytest.raises(n2n.FixedWidthError, match=rf"\({name}\)") as error:
+    with pytest.raises(n2n.errors.FixedWidthError, match=rf"\({name}\)") as error:
         n2n.grow(model, n2n.Wider("before", units=6))
     assert dict(rules())[name].why in str(error.value)
     assert_untouched(model, weights)
@@ -118,5 +118,5 @@ def test_resizing_keeps_the_channels_first():
 def test_settings_that_mix_channels_are_refused(layer, why):
     if not hasattr(layers, "RandomErasing"):
         pytest.skip("this Keras doesn't have it")
-    with pytest.raises(n2n.FixedWidthError, match=why):
+    with pytest.raises(n2n.errors.FixedWidthError, match=why):
         n2n.plan(sandwich(IMAGE, layer()), n2n.Wider("before", units=6))

@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from tests.helpers import (
+from tests.support.helpers import (
     assert_native,
     assert_same,
     both_modes,
@@ -46,7 +46,7 @@ def test_tied_widths_are_told_in_the_plan():
     (width,) = n2n.plan(model, n2n.Wider("right", units=6)).steps[0].widths
     assert width.layers == ("before", "right")
     assert width.asked == ("right",)
-    with pytest.raises(n2n.ConflictError, match="tied to those of 'before'"):
+    with pytest.raises(n2n.errors.ConflictError, match="tied to those of 'before'"):
         n2n.plan(model, n2n.Wider({"before": 6, "right": 7}))
 
 
@@ -198,7 +198,7 @@ def test_a_concatenation_takes_what_isnt_wider_as_it_was():
 
 def test_a_unit_that_is_broadcast_along_units_cannot_become_two():
     model = randomize(gated_by_one_unit())
-    with pytest.raises(n2n.FixedWidthError, match="repeats its only unit"):
+    with pytest.raises(n2n.errors.FixedWidthError, match="repeats its only unit"):
         n2n.plan(model, n2n.Wider("gate", units=2))
 
 
@@ -212,7 +212,7 @@ def test_widths_of_one_that_are_summed_grow_together():
 
 
 def test_a_sum_with_the_input_says_that_it_is_the_input():
-    with pytest.raises(n2n.FixedWidthError, match="is an input of the model") as error:
+    with pytest.raises(n2n.errors.FixedWidthError, match="is an input of the model") as error:
         n2n.plan(summed_with_the_input(), n2n.Wider("tied", units=6))
     assert "tied" in str(error.value)
 
@@ -248,7 +248,9 @@ def test_a_dot_over_units_is_refused():
     inputs = keras.Input((5,))
     parts = [layers.Dense(4, name=name)(inputs) for name in ("a", "b")]
     model = keras.Model(inputs, layers.Dense(3)(layers.Dot(1, name="dot")(parts)))
-    with pytest.raises(n2n.FixedWidthError, match="sums the products along this axis") as error:
+    with pytest.raises(
+        n2n.errors.FixedWidthError, match="sums the products along this axis"
+    ) as error:
         n2n.plan(model, n2n.Wider("a", units=6))
     assert "path: a -> dot" in str(error.value)
 

@@ -10,7 +10,8 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from tests.helpers import (
+from tests.support.formats import check_channels_first
+from tests.support.helpers import (
     array,
     assert_native,
     assert_same,
@@ -24,7 +25,6 @@ from tests.helpers import (
     skipped,
     snapshot,
 )
-from tests.rules.formats import check_channels_first
 
 BN = layers.BatchNormalization
 
@@ -107,7 +107,7 @@ def test_statistics_over_units_are_refused():
     # copies would weigh there.
     model = randomize(sandwich((3, 5), BN(axis=1, name="it")))
     weights = snapshot(model)
-    with pytest.raises(n2n.FixedWidthError, match=r"it .BatchNormalization.") as error:
+    with pytest.raises(n2n.errors.FixedWidthError, match=r"it .BatchNormalization.") as error:
         n2n.grow(model, n2n.Wider("before", units=6))
     assert "path: before -> it" in str(error.value)
     assert_untouched(model, weights)
@@ -173,7 +173,9 @@ def test_a_stream_that_is_not_linear_grows_by_whole_multiples_and_the_error_says
     model = randomize(stream(norm, activation="sigmoid"))
     x = data_for(model)
     weights, before = snapshot(model), both_modes(model, x)
-    with pytest.raises(n2n.SizeError, match=r"whole multiples of its 6 units .12, 18") as error:
+    with pytest.raises(
+        n2n.errors.SizeError, match=r"whole multiples of its 6 units .12, 18"
+    ) as error:
         n2n.grow(model, n2n.Wider("before", 9))
     assert "first (" in str(error.value)
     assert_untouched(model, weights)
@@ -237,7 +239,7 @@ def test_a_unit_norm_takes_new_units_that_are_zero():
         n2n.grow(model, n2n.Wider("before", units), seed=0, verify=False)
         assert_same(both_modes(model, x), before)
     model = randomize(sandwich((5,), layers.Softmax(), layers.UnitNormalization(name="it")))
-    with pytest.raises(n2n.FixedWidthError, match="softmax"):
+    with pytest.raises(n2n.errors.FixedWidthError, match="softmax"):
         n2n.grow(model, n2n.Wider("before", 9))
 
 

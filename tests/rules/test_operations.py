@@ -8,7 +8,7 @@ import pytest
 from keras import layers, ops
 
 import keras_net2net as n2n
-from tests.helpers import (
+from tests.support.helpers import (
     assert_same,
     assert_untouched,
     both_modes,
@@ -104,14 +104,14 @@ REFUSED = {
 def test_what_mixes_units_is_refused(function, why):
     model = randomize(graph(function)())
     weights = snapshot(model)
-    with pytest.raises(n2n.FixedWidthError, match=why):
+    with pytest.raises(n2n.errors.FixedWidthError, match=why):
         n2n.grow(model, n2n.Wider("right", units=6))
     assert_untouched(model, weights)
 
 
 def test_the_path_to_an_operation_is_told():
     model = graph(lambda x, y: layers.ReLU(name="relu")(ops.flip(layers.ReLU(name="near")(y), 2)))()
-    with pytest.raises(n2n.FixedWidthError, match="path: right -> near -> flip"):
+    with pytest.raises(n2n.errors.FixedWidthError, match="path: right -> near -> flip"):
         n2n.plan(model, n2n.Wider("right", units=6))
 
 
@@ -134,7 +134,7 @@ def test_means_and_limits_over_units_stay_where_all_are_copied_equally_often(fun
     model = randomize(graph(function)())
     x, weights = data_for(model), snapshot(model)
     before = both_modes(model, x)
-    with pytest.raises(n2n.SizeError, match="whole multiple"):
+    with pytest.raises(n2n.errors.SizeError, match="whole multiple"):
         n2n.grow(model, n2n.Wider("right", units=6, **kind))
     assert_untouched(model, weights)
     n2n.grow(model, n2n.Wider("right", units=12, **kind), seed=0, verify=False)

@@ -8,8 +8,8 @@ import pytest
 from keras import layers, ops
 
 import keras_net2net as n2n
-from keras_net2net.rules.registry import Refusal, rules
-from tests.helpers import (
+from keras_net2net.widths.registry import Refusal, rules
+from tests.support.helpers import (
     BACKEND,
     KINDS,
     array,
@@ -518,8 +518,8 @@ def test_a_failed_growth_leaves_the_places_of_a_slice(monkeypatch):
     model = randomize(keras.Model(inputs, layers.Dense(2)(x[..., 1:])))
     (item,) = [op for op in model.operations if type(op).__name__ == "GetItem"]
     before = outputs(model, data_for(model))
-    monkeypatch.setattr("keras_net2net.verify.Probe.tolerance", -1.0)
-    with pytest.raises(n2n.VerificationError):
+    monkeypatch.setattr("keras_net2net.growth.probe.Probe.tolerance", -1.0)
+    with pytest.raises(n2n.errors.VerificationError):
         n2n.grow(model, n2n.Wider("before", units=9), seed=0)
     assert item._inbound_nodes[0].arguments.args[1] == (Ellipsis, slice(1, None))
     assert_same(outputs(model, data_for(model)), before, 0.0)
@@ -593,7 +593,7 @@ def test_a_growth_that_fails_leaves_the_settings_of_operations_as_they_were(monk
     def fail(*args, **kwargs):
         raise RuntimeError("as if the machine had failed")
 
-    monkeypatch.setattr("keras_net2net.apply.relabel", fail)
+    monkeypatch.setattr("keras_net2net.growth.apply.relabel", fail)
     with pytest.raises(RuntimeError, match="as if"):
         n2n.grow(model, n2n.Wider("before", units=6))
     assert reshape.newshape == reshape.get_config()["newshape"] == (-1, 12)
@@ -697,7 +697,7 @@ def test_what_cannot_be_followed_is_refused_by_name(name):
     for layer in ("before", "right"):
         if all(made.name != layer for made in model.layers):
             continue
-        with pytest.raises(n2n.FixedWidthError) as error:
+        with pytest.raises(n2n.errors.FixedWidthError) as error:
             n2n.grow(model, n2n.Wider(layer, units=6))
     kind = name.split(".")[-1].replace("_", "")
     assert kind in str(error.value).lower().replace("_", "")

@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from tests.helpers import check_growth, sandwich
-from tests.rules.formats import check_channels_first
+from tests.support.formats import check_channels_first
+from tests.support.helpers import check_growth, sandwich
 
 LINE, IMAGE, VOLUME = (4, 2), (4, 3, 2), (2, 3, 2, 2)
 
@@ -75,6 +75,6 @@ def test_the_function_stays_with_the_channels_first(parts):
 
 def test_units_that_lie_where_a_layer_pools_are_fixed():
     model = sandwich(LINE, layers.Permute((2, 1), name="turn"), layers.MaxPooling1D(2, name="pool"))
-    with pytest.raises(n2n.FixedWidthError, match="pools along this axis") as error:
+    with pytest.raises(n2n.errors.FixedWidthError, match="pools along this axis") as error:
         n2n.plan(model, n2n.Wider("before", units=6))
     assert "path: before -> turn -> pool" in str(error.value)

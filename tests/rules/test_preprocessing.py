@@ -9,8 +9,8 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.rules.preprocessing import OCCUR
-from keras_net2net.rules.registry import state_of
-from tests.helpers import (
+from keras_net2net.widths.registry import state_of
+from tests.support.helpers import (
     BACKEND,
     assert_same,
     assert_untouched,
@@ -99,7 +99,7 @@ def test_adapted_statistics_follow_the_units():
 )
 def test_constants_of_hidden_units_fix_them(layer):
     model = sandwich((5,), layer())
-    with pytest.raises(n2n.FixedWidthError, match="constants that belong to its units"):
+    with pytest.raises(n2n.errors.FixedWidthError, match="constants that belong to its units"):
         n2n.plan(model, n2n.Wider("before", units=6))
 
 
@@ -142,7 +142,7 @@ def test_what_takes_units_together_is_refused(name):
         pytest.skip("it needs TensorFlow")
     model = keras.Model(inputs, x)
     weights = snapshot(model)
-    with pytest.raises(n2n.FixedWidthError, match=rf"\({kind}\)") as error:
+    with pytest.raises(n2n.errors.FixedWidthError, match=rf"\({kind}\)") as error:
         n2n.grow(model, n2n.Wider("before", units=6))
     assert (OCCUR if "," in name else state_of(type(layer)).summary) in str(error.value)
     assert_untouched(model, weights)

@@ -8,7 +8,15 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from tests.helpers import array, assert_same, check_growth, data_for, outputs, randomize, sandwich
+from tests.support.helpers import (
+    array,
+    assert_same,
+    check_growth,
+    data_for,
+    outputs,
+    randomize,
+    sandwich,
+)
 
 LINE, IMAGE, VOLUME = (4, 2), (4, 3, 2), (2, 3, 2, 2)
 

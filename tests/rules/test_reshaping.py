@@ -7,7 +7,8 @@ import pytest
 from keras import layers
 
 import keras_net2net as n2n
-from tests.helpers import (
+from tests.support.formats import check_channels_first
+from tests.support.helpers import (
     assert_native,
     assert_same,
     both_modes,
@@ -16,7 +17,6 @@ from tests.helpers import (
     randomize,
     sandwich,
 )
-from tests.rules.formats import check_channels_first
 
 LINE, IMAGE, VOLUME = (4, 2), (3, 4, 2), (2, 3, 2, 2)
 
@@ -112,7 +112,7 @@ def test_split_units_grow_in_their_factors():
     model = randomize(build())
     x = data_for(model)
     before = both_modes(model, x)
-    with pytest.raises(n2n.SizeError, match="can't be widened to 7 units"):
+    with pytest.raises(n2n.errors.SizeError, match="can't be widened to 7 units"):
         n2n.grow(model, n2n.Wider("before", units=7))
     n2n.grow(model, n2n.Wider("before", units=12), seed=0)
     assert model.get_layer("before").units == 12
@@ -122,7 +122,7 @@ def test_split_units_grow_in_their_factors():
 
 def test_units_that_do_not_line_up_with_a_reshape_are_fixed():
     model = sandwich((3, 2), layers.Reshape((2, 6), name="it"), layers.Flatten())
-    with pytest.raises(n2n.FixedWidthError, match="its rule doesn't cover") as error:
+    with pytest.raises(n2n.errors.FixedWidthError, match="its rule doesn't cover") as error:
         n2n.plan(model, n2n.Wider("before", units=6))
     assert "path: before -> it" in str(error.value)
 

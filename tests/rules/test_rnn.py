@@ -9,7 +9,7 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.testing import check_rule
-from tests.helpers import (
+from tests.support.helpers import (
     BACKEND,
     QUICK,
     array,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from keras_net2net.rules.ops.numpy import named
-from keras_net2net.rules.registry import refuse
+from keras_net2net.widths.registry import refuse
 
 # `cast`, `convert_to_tensor`, `saturate_cast` and `stop_gradient` act on every element alone;
 # `slice`, `slice_update` and `unstack` stand with the other operations that cut.

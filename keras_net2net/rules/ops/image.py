@@ -7,10 +7,10 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import channel_axis, tensors_in, with_space
-from keras_net2net.rules.registry import Refusal, refuse, register_rule
-from keras_net2net.widths import Axes, Fixed, product
+from keras_net2net.widths.expressions import Axes, Fixed, product
+from keras_net2net.widths.registry import Refusal, refuse, register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 PIXELS = "moves pixels along this axis"
 

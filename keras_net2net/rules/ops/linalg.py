@@ -6,7 +6,7 @@ Norms stand with the other reductions.
 from __future__ import annotations
 
 from keras_net2net.rules.ops.numpy import named
-from keras_net2net.rules.registry import refuse
+from keras_net2net.widths.registry import refuse
 
 refuse(
     "works on a whole matrix, of which units are rows or columns",

@@ -6,11 +6,11 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import along_last, broadcast, tensors_in
 from keras_net2net.rules.ops.numpy import named
-from keras_net2net.rules.registry import refuse, register_rule
-from keras_net2net.widths import Axes, Fixed
+from keras_net2net.widths.expressions import Axes, Fixed
+from keras_net2net.widths.registry import refuse, register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 FREQUENCIES = "transforms this axis into frequencies, or back"
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import (
     along,
     broadcast,
@@ -19,8 +18,9 @@ from keras_net2net.rules.kinds import (
     with_space,
 )
 from keras_net2net.rules.ops.numpy import REDUCES, named
-from keras_net2net.rules.registry import Refusal, refuse, register_rule
-from keras_net2net.widths import Axes, Expression, Fixed, product, regroup
+from keras_net2net.widths.expressions import Axes, Expression, Fixed, product, regroup
+from keras_net2net.widths.registry import Refusal, refuse, register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 NORMALIZES = "normalizes over its units"
 BLOCKS = "moves blocks of this axis to another one"

@@ -6,8 +6,6 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.facts import KEEPS_ZERO, PASSES
-from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import (
     along,
     along_last,
@@ -18,8 +16,10 @@ from keras_net2net.rules.kinds import (
     tensors_in,
     use,
 )
-from keras_net2net.rules.registry import refuse, register_rule
-from keras_net2net.widths import Axes, Fixed, product
+from keras_net2net.widths.expressions import Axes, Fixed, product
+from keras_net2net.widths.facts import KEEPS_ZERO, PASSES
+from keras_net2net.widths.registry import refuse, register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 
 def named(*names: str) -> list[Any]:

@@ -14,12 +14,9 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.facts import PASSES, FromEnd
-from keras_net2net.rule_call import RuleCall
 from keras_net2net.rules.kinds import broadcast, cut, has_units, positions, tensors_in, use
 from keras_net2net.rules.merging import join
-from keras_net2net.rules.registry import Refusal, refuse, register_rule
-from keras_net2net.widths import (
+from keras_net2net.widths.expressions import (
     EXPRESSIONS,
     Axes,
     Expression,
@@ -28,6 +25,9 @@ from keras_net2net.widths import (
     product,
     regroup,
 )
+from keras_net2net.widths.facts import PASSES, FromEnd
+from keras_net2net.widths.registry import Refusal, refuse, register_rule
+from keras_net2net.widths.rule_call import RuleCall
 
 BATCH = "puts the batch and the other axes on one"
 CUTS = "cuts this axis at a place that doesn't line up with its parts"

@@ -1,0 +1,1 @@
+"""Doing a growth to a live model, or undoing it."""

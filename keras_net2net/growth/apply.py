@@ -1,0 +1,365 @@
+"""Carrying out a plan on a live model, in place.
+
+A layer that grows stays the same object, and so do its variables: it is given
+its new sizes, its variables their new values, and its own `build` runs again to
+derive the rest. The symbolic tensors of the graph are relabelled with their new
+shapes; only insertions need the graph to be wired anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import keras
+import numpy as np
+
+from keras_net2net import internals
+from keras_net2net.graph.structure import Call, Graph, Shape, Tensor
+from keras_net2net.growth.opened import update_opened
+from keras_net2net.growth.transaction import Transaction
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.plan import Insertion, LayerChange, Plan
+from keras_net2net.widths.expressions import Axes, is_axes, resolve
+from keras_net2net.widths.facts import Facts
+from keras_net2net.widths.registry import rule_for
+
+T = TypeVar("T")
+
+
+def apply_plan(
+    plan: Plan, draft: Draft, transaction: Transaction
+) -> tuple[list[Any], tuple[str, ...]]:
+    """Changes the model of a draft as its plan says.
+
+    Args:
+        plan: The plan.
+        draft: The draft that the plan was made with; it knows the graph.
+        transaction: Remembers all that is changed.
+
+    Returns:
+        The variables of the inserted layers; and what a user should know.
+    """
+    changes: dict[str, list[LayerChange]] = {}
+    for step in plan.steps:
+        for change in step.layers:
+            changes.setdefault(change.path, []).append(change)
+    # What is known of the planned graph: its shapes are the new ones.
+    known = {facts.path: facts for facts in draft.inference.facts.values()}
+    growing = [path for path in changes if path not in draft.inserted]
+    inserted: dict[int, Any] = {}
+    with internals.variable_scope(draft.model):
+        old = (_values(known[path].operation, changes[path]) for path in growing)
+        work = ((values, changes[path], plan.seed) for path, values in zip(growing, old))  # noqa: B905
+        for path, values in zip(growing, ahead(grown_values, work), strict=True):
+            grow_layer(known[path], changes[path], values, transaction)
+        for path, new in draft.inserted.items():
+            if new.make is not None:
+                inserted[id(new.layer)] = new.make()
+                continue
+            shape = _shape_of(known[path].given[0][0])
+            steps = changes.get(path, [])
+            inserted[id(new.layer)] = build_inserted(new.insertion, shape, steps, plan.seed)
+    draft.made = {path: inserted[id(new.layer)] for path, new in draft.inserted.items()}
+    relabel(draft.graph, known.values(), transaction)
+    for graph in draft.graph.subgraphs():
+        if graph.edited:
+            rewire(graph, inserted, transaction)
+    # Opened layers are looked into as they stand in the model, behind what was inserted.
+    notes = update_opened(plan, draft, transaction)
+    models = containers(draft.graph)
+    for model in models:
+        transaction.remember(model)
+    internals.containers_changed(models)
+    layers = [layer for layer in inserted.values() if isinstance(layer, keras.Layer)]
+    added = [variable for layer in layers for variable in layer.trainable_variables]
+    return added, notes
+
+
+def build_inserted(
+    insertion: Insertion, shape: Any, steps: Sequence[LayerChange] = (), seed: int = 0
+) -> Any:
+    """Makes the layer of an insertion.
+
+    Args:
+        insertion: The insertion.
+        shape: The shape of its input.
+        steps: What changed of it since it was planned. Defaults to nothing.
+        seed: The seed of these changes. Defaults to `0`.
+
+    Returns:
+        The layer, built.
+    """
+    config = dict(insertion.config)
+    changed = {key: after for change in steps for key, _, after in change.config}
+    config.update({key: after for key, after in changed.items() if key in config})
+    layer = insertion.layer_class.from_config(config)
+    for key in changed.keys() - config.keys():  # an attribute of another name
+        internals.set_setting(layer, key, changed[key])
+    precise = getattr(layer, "variable_dtype", "float32") == "float64"
+    dtype = "float64" if precise else "float32"
+    initial = {weight.name: weight.array(dtype) for weight in insertion.weights}
+    values = grown_values(initial, steps, seed)
+    internals.build_with_values(layer, {"input_shape": shape}, values.get)
+    return layer
+
+
+def changed_variables(plan: Plan, draft: Draft) -> dict[str, Any]:
+    """The variables of the model that a plan changes, by their paths in the plan.
+
+    Once the plan is carried out, those of the layers that it inserts as well.
+    """
+    layers = {facts.path: facts.operation for facts in draft.inference.facts.values()}
+    layers = {path: layer for path, layer in layers.items() if path not in draft.inserted}
+    layers |= draft.made
+    found = {}
+    for path in {*draft.made, *(layer.path for step in plan.steps for layer in step.layers)}:
+        if isinstance(layers.get(path), keras.Layer):
+            for name, variable in internals.named_variables(layers[path]).items():
+                found[f"{path}/{name}"] = variable
+    return found
+
+
+def containers(graph: Graph) -> list[Any]:
+    """All models and graphs that hold layers of this one, the innermost first."""
+    found: list[Any] = []
+    for inner in reversed(list(graph.subgraphs())):
+        if inner.opened:
+            found += [inner.model] if isinstance(inner.model, keras.Model) else []
+            continue
+        function = internals.function_of(inner.model)
+        found += [function] if function is inner.model else [function, inner.model]
+    return found
+
+
+def _values(layer: Any, steps: list[LayerChange]) -> dict[str, np.ndarray]:
+    """The present values of the variables that change, by name."""
+    names = {change.label for step in steps for change in step.variables}
+    return {
+        name: internals.read_variable(variable)
+        for name, variable in (internals.named_variables(layer) if names else {}).items()
+        if name in names
+    }
+
+
+def grown_values(
+    values: Mapping[str, np.ndarray], steps: Sequence[LayerChange], seed: int
+) -> dict[str, np.ndarray]:
+    """The values of a layer's weights after all its changes, one after the other."""
+    grown = dict(values)
+    for step in steps:
+        for change in step.variables:
+            grown[change.label] = change.apply(grown[change.label], seed)
+    return grown
+
+
+def ahead(function: Callable[..., T], work: Iterable[tuple], depth: int = 4) -> Iterator[T]:
+    """Maps a function over arguments in threads, in order, a few results ahead.
+
+    NumPy lets go of the interpreter while it computes, so that the values of one
+    layer are computed while those of another become variables. Only a few are
+    held at a time: all at once would double the memory.
+    """
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        waiting: deque[Future[T]] = deque()
+        for arguments in work:
+            waiting.append(pool.submit(function, *arguments))
+            if len(waiting) >= depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def grow_layer(
+    facts: Facts,
+    steps: list[LayerChange],
+    values: Mapping[str, np.ndarray],
+    transaction: Transaction,
+) -> None:
+    """Gives a layer its new sizes and weights; the object and its variables stay.
+
+    Args:
+        facts: What is known of the layer in the planned graph.
+        steps: The changes of the layer, in their order.
+        values: The new values of its weights, by name.
+        transaction: Remembers the layer.
+    """
+    layer = facts.operation
+    transaction.remember(layer)
+    for step in steps:
+        for key, _, value in step.config:
+            if key in facts.arguments:
+                _set_argument(facts.arguments[key][0], key, value, transaction)
+            else:
+                internals.set_setting(layer, key, value)
+    if not isinstance(layer, keras.Layer):
+        return
+    variables = internals.named_variables(layer)
+    for name, value in values.items():
+        transaction.remember(variables[name])
+        internals.set_variable(variables[name], value)
+    shapes = new_build_shapes(facts)
+    if shapes is not None:
+        _build_again(layer, shapes, variables)
+
+
+def _set_argument(call: Call, name: str, value: Any, transaction: Transaction) -> None:
+    """Gives a recorded call another argument."""
+    recorded = call.node.arguments
+    transaction.remember(recorded)
+    made = dataclasses.replace(call, args=recorded.args, kwargs=recorded.kwargs)
+    made.set_argument(name, value)
+    internals.set_arguments(call.node, made.args, made.kwargs)
+
+
+def _build_again(layer: Any, shapes: dict[str, Any], variables: Mapping[str, Any]) -> None:
+    """Lets a layer derive the rest from its new shapes.
+
+    One that holds nothing but layers might make these anew, so it is only told the
+    shapes. The same holds for one without a rule: nobody knows what its `build` does.
+    """
+    holds_layers = internals.sublayers(layer) and not internals.own_variables(layer)
+    if holds_layers or rule_for(layer) is None:
+        internals.set_build_shapes(layer, shapes)
+    else:
+        internals.rebuild(layer, shapes, lambda *_, name, **__: variables[name])
+
+
+def new_build_shapes(facts: Facts) -> dict[str, Any] | None:
+    """The shapes to build a layer with, for its inputs' planned shapes.
+
+    Returns:
+        The arguments of `build`, or `None` for a layer that wasn't built by shapes.
+    """
+    built_with = internals.build_shapes(facts.operation)
+    if not built_with or facts.given is None:
+        return None
+    args, kwargs = facts.given
+    if len(built_with) == 1:
+        ((key, old),) = built_with.items()
+        given = args[0] if args else next(iter(kwargs.values()))
+        return {key: _shapes_like(given, old)}
+    named = dict(zip(facts.operation.call_signature_parameters, args, strict=False))
+    named.update(kwargs)
+    return {
+        key: old
+        if named.get(key.removesuffix("_shape")) is None
+        else _shapes_like(named[key.removesuffix("_shape")], old)
+        for key, old in built_with.items()
+    }
+
+
+def _shapes_like(given: Any, old: Any) -> Any:
+    """The shapes of tensors; a batch size keeps what the build has seen of it."""
+    if is_axes(given):
+        shape = _shape_of(given)
+        if isinstance(old, (tuple, list)) and len(old) == len(shape) and shape:
+            return (old[0], *shape[1:])
+        return shape
+    if isinstance(given, dict):
+        return {key: _shapes_like(x, (old or {}).get(key)) for key, x in given.items()}
+    if isinstance(given, (list, tuple)):
+        inside = old if isinstance(old, (list, tuple)) and len(old) == len(given) else None
+        return [_shapes_like(x, inside and inside[i]) for i, x in enumerate(given)]
+    return old
+
+
+def _shape_of(axes: Axes) -> Shape:
+    return tuple(resolve(axis).size for axis in axes)
+
+
+def relabel(graph: Graph, layers: Iterable[Facts], transaction: Transaction) -> None:
+    """Gives the symbolic tensors of a graph, and what records shapes, their new sizes."""
+    for inner in graph.subgraphs():
+        tensors = [*inner.flat_inputs, *(t for call in inner.calls for t in call.outputs)]
+        for tensor in tensors:
+            symbolic = tensor.keras_tensor
+            if symbolic is None or tuple(symbolic.shape) == tensor.shape:
+                continue
+            transaction.remember(symbolic)
+            internals.set_shape(symbolic, tensor.shape)
+        for tensor in inner.flat_inputs:
+            symbolic = tensor.keras_tensor
+            layer = None if symbolic is None else internals.input_layer(symbolic)
+            if layer is not None and tuple(layer.batch_shape) != tensor.shape:
+                transaction.remember(layer)
+                internals.set_input_shape(layer, tensor.shape)
+    for facts in layers:
+        layer = facts.operation
+        if not isinstance(layer, keras.Layer) or not layer.built:
+            continue
+        shapes = new_build_shapes(facts)
+        if shapes is not None and _differ(shapes, internals.build_shapes(layer)):
+            transaction.remember(layer)
+            # `build` derives more than weights: up to Keras 3.10 at least, what the -1 of a
+            # `Reshape` stands for.
+            _build_again(layer, shapes, internals.named_variables(layer))
+
+
+def _differ(new: Any, old: Any) -> bool:
+    """Whether shapes differ beyond the batch size, which a build may have seen or not."""
+    flat_new, flat_old = ([shape[1:] for shape in _shapes(shapes)] for shapes in (new, old))
+    return len(flat_new) == len(flat_old) and flat_new != flat_old
+
+
+def _shapes(shapes: Any) -> list[tuple]:
+    if isinstance(shapes, dict):
+        return [shape for value in shapes.values() for shape in _shapes(value)]
+    if isinstance(shapes, (list, tuple)):
+        if all(size is None or isinstance(size, int) for size in shapes):
+            return [tuple(shapes)]
+        return [shape for value in shapes for shape in _shapes(value)]
+    return []
+
+
+def rewire(graph: Graph, inserted: dict[int, Any], transaction: Transaction) -> None:
+    """Records all calls of an edited graph anew, and gives the graph to its model.
+
+    The inputs keep their symbolic tensors; every other tensor is a new one, so
+    that another model made of the same tensors keeps computing what it did.
+
+    Args:
+        graph: The edited graph.
+        inserted: The layers to insert, by the `id` of their stand-ins.
+        transaction: Remembers what is changed.
+    """
+    function: Any = internals.function_of(graph.model)
+    known = {id(tensor): tensor.keras_tensor for tensor in graph.flat_inputs}
+    likes = {id(t): t.keras_tensor for call in graph.calls for t in call.outputs}
+    transaction.remember(function)
+    transaction.remember(graph.model)
+    for tensor in known.values():
+        layer = internals.input_layer(tensor)
+        if layer is not None:
+            transaction.remember(layer)
+    for call in graph.calls:
+        if call.node is not None:
+            transaction.remember(call.operation)
+    new_layers = []
+    for call in graph.calls:
+        args, kwargs = keras.tree.map_structure(
+            lambda x: known[id(x)] if isinstance(x, Tensor) else x, (call.args, call.kwargs)
+        )
+        operation = inserted.get(id(call.operation), call.operation)
+        outputs = []
+        for tensor in call.outputs:
+            like = likes[id(tensor)]
+            if like is None:
+                outputs.append(keras.KerasTensor(tensor.shape, dtype=tensor.dtype))
+            else:
+                outputs.append(internals.new_tensor(like, tensor.shape, True))
+        for tensor, symbolic in zip(call.outputs, outputs, strict=True):
+            known[id(tensor)] = symbolic
+        internals.record_call(operation, args, kwargs, outputs, call.node)
+        if operation is not call.operation and operation not in new_layers:
+            new_layers.append(operation)
+    outputs = keras.tree.map_structure(lambda t: known[id(t)], graph.outputs)
+    internals.set_graph(function, outputs)
+    internals.track_layers(
+        function, [op for op in function.operations if isinstance(op, keras.Layer)]
+    )
+    if function is not graph.model:
+        internals.insert_into_sequential(graph.model, function)

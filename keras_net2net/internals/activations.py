@@ -1,0 +1,109 @@
+"""What is known of Keras's own activations: names, ranges, and where each is the identity.
+
+The properties of an activation function that growth needs stand in one table:
+whether it acts per element, its range, and where it is the identity. Inserting
+it after a block is exact where the block's range lies within what the function
+leaves alone; `f(f(x)) = f(x)` is the case of a function after itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import keras
+from keras import layers
+
+Interval = tuple[float, float]
+REALS: Interval = (-math.inf, math.inf)
+NOTHING: Interval = (math.inf, -math.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """What is known of an activation function that acts per element.
+
+    Args:
+        values: The interval that its values lie in.
+        identity: The interval in which it returns its argument; empty for most.
+    """
+
+    values: Interval = REALS
+    identity: Interval = NOTHING
+
+    def leaves_alone(self, other: Activation) -> bool:
+        """Whether this function after `other` changes nothing."""
+        low, high = other.values
+        return self.identity[0] <= low and high <= self.identity[1]
+
+
+POSITIVE: Interval = (0.0, math.inf)
+ELEMENTWISE: dict[str, Activation] = {
+    "linear": Activation(REALS, REALS),
+    "relu": Activation(POSITIVE, POSITIVE),
+    "relu6": Activation((0.0, 6.0), (0.0, 6.0)),
+    "hard_tanh": Activation((-1.0, 1.0), (-1.0, 1.0)),
+    "sigmoid": Activation((0.0, 1.0)),
+    "hard_sigmoid": Activation((0.0, 1.0)),
+    "sparse_sigmoid": Activation((0.0, 1.0)),
+    "tanh": Activation((-1.0, 1.0)),
+    "softsign": Activation((-1.0, 1.0)),
+    "softplus": Activation(POSITIVE),
+    "exponential": Activation(POSITIVE),
+    "squareplus": Activation(POSITIVE),
+    "sparse_plus": Activation(POSITIVE),
+    "log_sigmoid": Activation((-math.inf, 0.0)),
+    "elu": Activation(),
+    "selu": Activation(),
+    "celu": Activation(),
+    "gelu": Activation(),
+    "silu": Activation(),
+    "hard_silu": Activation(),
+    "mish": Activation(),
+    "leaky_relu": Activation(),
+    "soft_shrink": Activation(),
+    "hard_shrink": Activation(),
+    "tanh_shrink": Activation(),
+    "threshold": Activation(),
+}
+OVER_AN_AXIS = ("softmax", "log_softmax", "sparsemax")
+
+
+def activation_name(function: Any) -> str | None:
+    """The name of one of Keras's own activation functions, or `None`.
+
+    The function itself is compared, not its name: a user's function called
+    `relu` may do anything.
+    """
+    if function is None:
+        return "linear"
+    for name in (*ELEMENTWISE, *OVER_AN_AXIS):
+        if function is getattr(keras.activations, name, None):
+            return name
+        if function is getattr(keras.ops, name, None):
+            return name
+    return None
+
+
+def describe(operation: Any) -> Activation | None:
+    """What is known of an activation given as a function or as a layer."""
+    if isinstance(operation, layers.Activation):
+        return describe(operation.activation)
+    if isinstance(operation, layers.ReLU):
+        return _describe_relu(operation)
+    if isinstance(operation, keras.Layer):
+        return Activation() if type(operation) in (layers.LeakyReLU, layers.ELU) else None
+    name = activation_name(operation)
+    return None if name is None else ELEMENTWISE.get(name)
+
+
+def _describe_relu(layer: layers.ReLU) -> Activation:
+    """`ReLU` with its parameters: a clipped ramp that may be shifted or leak."""
+    high = math.inf if layer.max_value is None else float(layer.max_value)
+    if layer.negative_slope:
+        return Activation((-math.inf, high))
+    threshold = float(layer.threshold)
+    if threshold == 0.0:
+        return Activation((0.0, high), (0.0, high))
+    return Activation((min(0.0, threshold), high))

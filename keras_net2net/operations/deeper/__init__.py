@@ -1,0 +1,1 @@
+"""All that inserts layers: identities, residual blocks, factors, and pairs."""

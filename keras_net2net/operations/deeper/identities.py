@@ -1,0 +1,265 @@
+"""Layers that start as the identity: kernels, normalizations and activations.
+
+A convolution of stride 1 with `same` padding and a one at its centre passes its input
+on, whatever the strides, padding or groups of the layer whose family it is of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from keras_net2net.graph.structure import Tensor
+from keras_net2net.internals.activations import activation_name, describe
+from keras_net2net.operations.deeper.blocks import Block, channel_axis
+from keras_net2net.operations.deeper.normalization import Moments
+from keras_net2net.planning.draft import Draft, Inserted, stand_in
+from keras_net2net.planning.plan import InitialWeight, Insertion
+
+CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+SLIDING = (*CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)
+KERNELS = (layers.Dense, *CONVOLUTIONS)  # what one kernel makes of its input
+FAMILY = (layers.Dense, layers.EinsumDense, *SLIDING)
+FAMILY_NAMES = "a Dense, EinsumDense or convolution layer"
+
+
+def kernel_layer(layer: Any, path: str, end: Tensor, activation: Any = None) -> Inserted | str:
+    """A layer of the family of another, with the identity as its kernel.
+
+    Args:
+        layer: The layer of the family.
+        path: The path of the new one.
+        end: The tensor that it reads.
+        activation: Its activation. Defaults to `None`: linear.
+
+    Returns:
+        The layer, or why there is none.
+    """
+    config = kernel_config(layer)
+    if activation is not None:
+        config["activation"] = keras.activations.serialize(activation)
+    if isinstance(layer, layers.EinsumDense):
+        return _einsum(layer, config, path, end)
+    units = int(end.shape[channel_axis(layer, end)] or 0)
+    if isinstance(layer, layers.Dense):
+        config["units"] = units
+        weights = [InitialWeight("kernel", (units, units), identity_at=())]
+    else:
+        weights = _sliding(layer, config, units)
+    bias = [InitialWeight("bias", (units,))] if config.get("use_bias", True) else []
+    return made(path, type(layer), config, [*weights, *bias])
+
+
+def kernel_config(layer: Any) -> dict[str, Any]:
+    """The configuration of a linear layer like another, whose output has its input's size."""
+    config = {**layer.get_config(), "activation": "linear"}
+    for key in ("lora_rank", "lora_alpha", "quantization_config"):
+        config.pop(key, None)
+    if isinstance(layer, SLIDING):
+        ones = (1,) * len(layer.kernel_size)
+        padding = "causal" if config["padding"] == "causal" else "same"
+        config.update(strides=ones, dilation_rate=ones, padding=padding)
+    for key, value in (("groups", 1), ("depth_multiplier", 1), ("output_padding", None)):
+        if key in config:
+            config[key] = value
+    return config
+
+
+def _sliding(layer: Any, config: dict[str, Any], units: int) -> list[InitialWeight]:
+    """The kernels of a convolution that passes everything on; its config is changed."""
+    space = layer.kernel_size
+    ones = (1,) * len(space)
+    causal = config["padding"] == "causal"
+    if not isinstance(layer, DEPTHWISE):
+        config["filters"] = units
+    # "same" padding puts the smaller half before: an even kernel's centre is
+    # the last position of its first half. A causal kernel sees only the past.
+    centre = tuple(size - 1 if causal else (size - 1) // 2 for size in space)
+    if not isinstance(layer, (*DEPTHWISE, *SEPARABLE)):
+        return [InitialWeight("kernel", (*space, units, units), identity_at=centre)]
+    delta = np.zeros((*space, units, 1), "float32")
+    delta[centre] = 1.0
+    if isinstance(layer, DEPTHWISE):
+        return [InitialWeight("kernel", delta.shape, delta)]
+    origin = (0,) * len(space)
+    return [
+        InitialWeight("depthwise_kernel", delta.shape, delta),
+        InitialWeight("pointwise_kernel", (*ones, units, units), identity_at=origin),
+    ]
+
+
+def _einsum(layer: Any, config: dict[str, Any], path: str, end: Tensor) -> Inserted | str:
+    """An EinsumDense that maps the axes that another one makes onto themselves.
+
+    After `"abc,cd->abd"` it is `"abd,de->abe"`.
+    """
+    left, _, right = layer.equation.replace(" ", "").partition("->")
+    given, _, weight = left.partition(",")
+    new = [letter for letter in weight if letter not in given]
+    if not right or not new or any(letter not in right for letter in new):
+        return f"its equation {layer.equation!r} makes no axis of its own"
+    free = [letter for letter in _LETTERS if letter not in left + right]
+    if len(free) < len(new):
+        return f"no letters are left in its equation {layer.equation!r}"
+    ordered = [letter for letter in right if letter in new]
+    renamed = dict(zip(ordered, free, strict=False))
+    after = "".join(renamed.get(letter, letter) for letter in right)
+    kernel = "".join(ordered) + "".join(renamed[letter] for letter in ordered)
+    config["equation"] = f"{right},{kernel}->{after}"
+    sizes = _sizes(right, end)
+    shape = tuple(sizes[letter] for letter in ordered)
+    if config["bias_axes"]:
+        config["bias_axes"] = "".join(renamed.get(x, x) for x in config["bias_axes"])
+    weights = [
+        InitialWeight(
+            "kernel",
+            (*shape, *shape),
+            np.eye(math.prod(shape), dtype="float32").reshape(*shape, *shape),
+        )
+    ]
+    if layer.bias is not None:
+        weights.append(InitialWeight("bias", tuple(layer.bias.shape)))
+    return made(path, type(layer), config, weights)
+
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def _sizes(term: str, tensor: Tensor) -> dict[str, int]:
+    """The size of each letter of an output; an ellipsis stands for what is left."""
+    before, dots, after = term.partition("...")
+    shape = tensor.shape
+    named = [*zip(before, shape, strict=False)]
+    named += zip(after[::-1], shape[::-1], strict=False) if dots else ()
+    return {letter: int(size or 0) for letter, size in named}
+
+
+def made(path: str, cls: type, config: dict[str, Any], weights: list[InitialWeight]) -> Inserted:
+    """A layer to insert; what it stands behind is filled in by `in_a_row`."""
+    config = {**config, "name": path.rsplit("/", 1)[-1], "trainable": True}
+    return Inserted(Insertion(path, "", cls, config, tuple(weights)), stand_in(cls, config))
+
+
+def in_a_row(chain: list[Inserted], after: str) -> list[Inserted]:
+    """Layers each of which stands behind the one before, and the first behind `after`."""
+    row = []
+    for inserted in chain:
+        placed = dataclasses.replace(inserted.insertion, after=after)
+        row.append(dataclasses.replace(inserted, insertion=placed))
+        after = placed.path
+    return row
+
+
+def new_name(draft: Draft, name: str, word: str) -> str:
+    """A stable and readable name: `conv2_deeper_1`, then `conv2_deeper_2`."""
+    base = re.sub(rf"_{word}_\d+(_\d+x\d+)?$", "", name)
+    taken = draft.names()
+    number = 1
+    while any(f"{base}_{word}_{number}" in (one, _stem(one, word)) for one in taken):
+        number += 1
+    return f"{base}_{word}_{number}"
+
+
+def _stem(name: str, word: str) -> str:
+    """A name up to the number that follows a word."""
+    found = re.match(rf"(.*_{word}_\d+)_", name)
+    return found.group(1) if found else name
+
+
+def normalization(
+    layer: Any, block: Block, path: str, moments: Moments | None, end: Tensor
+) -> Inserted:
+    """A BatchNormalization that undoes itself.
+
+    It scales by what it divides by, and adds what it subtracts: gamma is the root of the
+    variance plus epsilon, and beta the mean. At inference this is exact with any
+    numbers; in training mode with the moments of its input on the batch.
+
+    Args:
+        layer: The layer after whose block it is inserted.
+        block: The block, whose own normalization says how it is set.
+        path: Its path.
+        moments: Those of its input. `None` if nothing is known: then mean 0, and
+            variance 1 - epsilon, so that it divides by exactly one. A variance of 1 would
+            be off by half of epsilon.
+        end: The tensor that it reads.
+    """
+    cls, config = normalization_like(layer, block)
+    units = int(end.shape[config["axis"]] or 0)
+    if moments is None:
+        mean, variance = np.zeros(units), np.full(units, 1.0 - config["epsilon"])
+    else:
+        mean, variance = moments.mean, moments.variance
+        config.update(scale=True, center=True)  # without them it could not undo itself
+    deviation = np.sqrt(variance + config["epsilon"])
+    values = {"moving_mean": mean, "moving_variance": variance}
+    if config["scale"]:
+        values["gamma"] = deviation
+    if config["center"]:
+        values["beta"] = mean
+    if config.get("renorm"):
+        values.update(moving_stddev=deviation, renorm_mean=mean, renorm_stddev=deviation)
+    weights = [InitialWeight(name, (units,), value) for name, value in values.items()]
+    return made(path, cls, config, weights)
+
+
+def normalization_like(layer: Any, block: Block) -> tuple[type, dict[str, Any]]:
+    """The class and configuration of a normalization as a block has it, or would have it."""
+    if block.normalization is not None:
+        return type(block.normalization), dict(block.normalization.get_config())
+    cls = layers.BatchNormalization
+    return cls, dict(cls(axis=bn_axis(layer), dtype=layer.dtype_policy).get_config())
+
+
+def bn_axis(layer: Any) -> int:
+    """The axis that a BatchNormalization after a layer has."""
+    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
+
+
+def activation_layer(activation: Any, path: str) -> Inserted:
+    """A layer that is an activation."""
+    if isinstance(activation, keras.Layer):
+        return made(path, type(activation), dict(activation.get_config()), [])
+    config = layers.Activation(activation, name=path.rsplit("/", 1)[-1]).get_config()
+    return made(path, layers.Activation, dict(config), [])
+
+
+def prelu(layer: Any, path: str, end: Tensor) -> Inserted:
+    """A PReLU that starts as the identity: its slopes are one, and each channel has one."""
+    axis = channel_axis(layer, end)
+    shared = [i for i in range(1, len(end.shape)) if i != axis]
+    shape = tuple(1 if i in shared else int(end.shape[i] or 0) for i in range(1, len(end.shape)))
+    config = layers.PReLU(shared_axes=shared or None, dtype=layer.dtype_policy).get_config()
+    return made(path, layers.PReLU, dict(config), [InitialWeight("alpha", shape, 1.0)])
+
+
+def leaves_alone(new: Any, block: Block) -> bool:
+    """Whether an activation after a block changes nothing."""
+    known, before = describe(new), block.describe()
+    if is_linear(new):
+        return True
+    return known is not None and before is not None and known.leaves_alone(before)
+
+
+def is_linear(activation: Any) -> bool:
+    """Whether an activation is the linear one."""
+    function = activation.activation if isinstance(activation, layers.Activation) else activation
+    return not isinstance(function, keras.Layer) and activation_name(function) == "linear"
+
+
+def activation_label(activation: Any) -> str:
+    """A short name for an activation, fit for a layer's name."""
+    function = getattr(activation, "activation", activation)
+    if isinstance(function, str):
+        return function
+    name = None if isinstance(function, keras.Layer) else activation_name(function)
+    return name or type(function).__name__.lower()

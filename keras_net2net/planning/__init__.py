@@ -1,0 +1,1 @@
+"""A growth as a value, and drawing one up."""

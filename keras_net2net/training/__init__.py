@@ -1,0 +1,1 @@
+"""When to grow inside of `fit`."""
