@@ -4,18 +4,57 @@
 
 A message has four parts, in this order: what can't be done to which layer,
 why (with the obstacle and the path to it), what was received, and what to do
-instead. `explain` puts the parts together, so that every message has them.
+instead. An error is raised with the parts that are known there; what was received is known
+at the door, where `receiving` adds it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
-class GrowthError(ValueError):
+class Explained(Exception):
+    """An error of four parts.
+
+    Args:
+        problem: What can't be done, to which layer; or the whole message, if it stands alone.
+        why: The obstacle, and the path to it.
+        instead: What to do instead.
+        received: What the caller passed. Defaults to `None`: `receiving` says it.
+
+    Attributes:
+        problem, why, instead, received: The same.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        why: str | None = None,
+        instead: str | None = None,
+        *,
+        received: str | None = None,
+    ) -> None:
+        super().__init__(problem, why, instead)
+        self.problem = problem
+        self.why = why
+        self.instead = instead
+        self.received = received
+
+    def __str__(self) -> str:
+        """The message: the parts that there are, as sentences."""
+        sentences = [self.problem if self.why is None else f"{self.problem}: {self.why}"]
+        if self.received is not None:
+            sentences.append(f"Received: {self.received}")
+        if self.instead is not None:
+            sentences.append(self.instead)
+        return " ".join(s if s.endswith((".", "?", "!")) else f"{s}." for s in sentences)
+
+
+class GrowthError(Explained, ValueError):
     """A growth could not be planned or done; the model is as it was before."""
 
 
@@ -43,13 +82,14 @@ class CodeError(GrowthError):
     """The code of an opened layer can't have the new sizes.
 
     Args:
-        message: The message.
+        *parts: As for `GrowthError`.
         path: The path of the layer, `""` for the model itself.
         reason: What its code does.
+        **received: As for `GrowthError`.
     """
 
-    def __init__(self, message: str, path: str = "", reason: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, *parts: str, path: str = "", reason: str = "", **received: str) -> None:
+        super().__init__(*parts, **received)
         self.path = path
         self.reason = reason
 
@@ -62,24 +102,23 @@ class LogError(GrowthError):
     """A growth log can't be read, or isn't of this model."""
 
 
-class CheckError(AssertionError):
+class CheckError(Explained, AssertionError):
     """A check of `keras_net2net.testing` failed: a rule is wrong, or a model can't be grown."""
 
 
-def explain(problem: str, why: str, received: str, instead: str) -> str:
-    """Builds a message of four parts.
+@contextlib.contextmanager
+def receiving(what: str) -> Iterator[None]:
+    """Says what was received in the errors that are raised inside, if they don't.
 
     Args:
-        problem: What can't be done, to which layer.
-        why: The obstacle, and the path to it.
-        received: What the caller passed.
-        instead: What to do instead.
-
-    Returns:
-        The message.
+        what: What the caller passed.
     """
-    sentences = (f"{problem}: {why}", f"Received: {received}", instead)
-    return " ".join(s if s.endswith((".", "?", "!")) else f"{s}." for s in sentences)
+    try:
+        yield
+    except Explained as error:
+        if error.received is None:
+            error.received = what
+        raise
 
 
 def real_number(value: Any) -> float | None:
@@ -115,12 +154,10 @@ def whole_number(
         number = least - 1
     if number < least:
         raise SizeError(
-            explain(
-                f"{what} can't be {value!r}",
-                f"it is {kind}, which is a whole number of at least {least}",
-                received,
-                "Pass an integer",
-            )
+            f"{what} can't be {value!r}",
+            f"it is {kind}, which is a whole number of at least {least}",
+            "Pass an integer",
+            received=received,
         )
     return number
 
@@ -142,10 +179,8 @@ def check_choice(
     """
     if value not in allowed:
         raise GrowthError(
-            explain(
-                f"`{name}` can't be {value!r}",
-                f"it is one of {', '.join(map(repr, allowed))}",
-                received,
-                f"Pass `{name}={(instead or allowed[0])!r}`",
-            )
+            f"`{name}` can't be {value!r}",
+            f"it is one of {', '.join(map(repr, allowed))}",
+            f"Pass `{name}={(instead or allowed[0])!r}`",
+            received=received,
         )

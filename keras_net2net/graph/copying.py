@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, explain
+from keras_net2net.errors import GrowthError
 from keras_net2net.graph.reading import symbolic_arguments, symbolic_inputs
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.growth.freezing import carry_over
@@ -187,12 +187,10 @@ def _set_weights(original: Any, copy: Any, values: Sequence[np.ndarray]) -> None
     """Gives the copy of a layer or model its weights."""
     if [tuple(w.shape) for w in copy.weights] != [tuple(value.shape) for value in values]:
         raise GrowthError(
-            explain(
-                f"{original.name!r} ({type(original).__name__}) can't be copied",
-                "its configuration doesn't say which sizes its layers have",
-                f"weights of the shapes {_shapes(original)}, and {_shapes(copy)} as configured",
-                "Make its constructor's arguments say all sizes, or grow the model in place",
-            )
+            f"{original.name!r} ({type(original).__name__}) can't be copied",
+            "its configuration doesn't say which sizes its layers have",
+            "Make its constructor's arguments say all sizes, or grow the model in place",
+            received=f"weights of shapes {_shapes(original)}, and {_shapes(copy)} as configured",
         )
     copy.set_weights(list(values))
 
@@ -232,11 +230,11 @@ def _copy_of(original: Any, seed: int | None = None) -> Any:
         return type(original).from_config(config)
     except Exception as error:
         raise GrowthError(
-            explain(
-                f"The layer {original.name!r} ({type(original).__name__}) can't be copied",
-                f"its class isn't made from its own `get_config()`: {error}",
-                f"a model with the layer {original.name!r}",
+            f"The layer {original.name!r} ({type(original).__name__}) can't be copied",
+            f"its class isn't made from its own `get_config()`: {error}",
+            (
                 "Give it a `get_config` and a `from_config` that fit its constructor, or grow the "
-                "model in place",
-            )
+                "model in place"
+            ),
+            received=f"a model with the layer {original.name!r}",
         ) from error

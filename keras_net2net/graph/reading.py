@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, explain
+from keras_net2net.errors import GrowthError
 from keras_net2net.graph.opening import Opened, open_function, open_layer
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.widths.registry import needs_opening
@@ -21,12 +21,10 @@ def check_is_model(model: Any) -> None:
     """
     if not isinstance(model, keras.Model):
         raise GrowthError(
-            explain(
-                "Only a `keras.Model` can grow",
-                "layers are found through the graph of a model",
-                f"{model!r} (of type {type(model).__name__})",
-                "Pass the model that you train",
-            )
+            "Only a `keras.Model` can grow",
+            "layers are found through the graph of a model",
+            "Pass the model that you train",
+            received=f"{model!r} (of type {type(model).__name__})",
         )
 
 
@@ -50,7 +48,7 @@ def read(model: Any) -> Graph:
         return _read_parts(model)
     shapes = None if isinstance(model, keras.Sequential) else internals.build_shapes(model)
     if not shapes or not model.built:
-        raise GrowthError(_not_built(model))
+        raise _not_built(model)
     return _read_subclass(model, shapes)
 
 
@@ -63,13 +61,13 @@ def _read_parts(model: Any) -> Graph:
     parts = internals.held_models(model)
     if not parts:
         raise GrowthError(
-            explain(
-                f"The model {model.name!r} can't grow",
+            f"The model {model.name!r} can't grow",
+            (
                 f"{type(model).__name__} has no `call`, and holds no built Sequential or "
-                "Functional model that could",
-                "a subclassed model",
-                "Write a `call`, or grow the models that it uses one by one",
-            )
+                "Functional model that could"
+            ),
+            "Write a `call`, or grow the models that it uses one by one",
+            received="a subclassed model",
         )
     reader = _Reader()
     graph = Graph(model, "", [], [], [], opened=True)
@@ -120,14 +118,16 @@ def read_function(function: Any, sizes: Any, dtype: str, path: str) -> Graph | N
     return graph
 
 
-def _not_built(model: Any) -> str:
-    return explain(
+def _not_built(model: Any) -> GrowthError:
+    return GrowthError(
         f"The model {model.name!r} can't grow yet",
         "it isn't built, so that its layers have no weights and no shapes",
-        f"an unbuilt {type(model).__name__}",
-        "Start it with a `keras.Input`, or call `model.build(input_shape)` or the model first"
-        if isinstance(model, keras.Sequential)
-        else "Call the model on a batch of data first",
+        (
+            "Start it with a `keras.Input`, or call `model.build(input_shape)` or the model first"
+            if isinstance(model, keras.Sequential)
+            else "Call the model on a batch of data first"
+        ),
+        received=f"an unbuilt {type(model).__name__}",
     )
 
 
@@ -152,13 +152,13 @@ def _read_subclass(model: Any, shapes: dict[str, Any]) -> Graph:
         graph.inputs = keras.tree.pack_sequence_as(args[0] if args else kwargs, flat)
         return graph
     raise GrowthError(
-        explain(
-            f"The model {model.name!r} can't grow",
-            f"what the `call` of {type(model).__name__} does can't be seen: {problem}",
-            "a subclassed model",
+        f"The model {model.name!r} can't grow",
+        f"what the `call` of {type(model).__name__} does can't be seen: {problem}",
+        (
             "Write it with Keras layers and `keras.ops` alone, or build it from `keras.Input`s as "
-            "`keras.Model(inputs, outputs)`",
-        )
+            "`keras.Model(inputs, outputs)`"
+        ),
+        received="a subclassed model",
     ) from problem
 
 

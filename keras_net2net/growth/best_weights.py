@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, explain
+from keras_net2net.errors import GrowthError
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import Plan
@@ -51,12 +51,10 @@ def callbacks_of(given: Any = None) -> list[Any]:
             found.append(one)
         else:
             raise GrowthError(
-                explain(
-                    "The callbacks can't be looked at",
-                    "a callback, a list of callbacks or a `CallbackList` is needed",
-                    f"{one!r} (of type {type(one).__name__})",
-                    "Pass the callbacks of your training loop, or `None` for those of a `fit`",
-                )
+                "The callbacks can't be looked at",
+                "a callback, a list of callbacks or a `CallbackList` is needed",
+                "Pass the callbacks of your training loop, or `None` for those of a `fit`",
+                received=f"{one!r} (of type {type(one).__name__})",
             )
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, explain
+from keras_net2net.errors import GrowthError
 from keras_net2net.graph.copying import copy_model
 from keras_net2net.graph.reading import read
 from keras_net2net.growth.grow import Options, check_arguments, copy_for, grow_model
@@ -107,13 +107,13 @@ def compile_like(student: Any, teacher: Any) -> None:
             problem = error
     if problem is not None or getattr(student, "optimizer", None) is None:
         raise GrowthError(
-            explain(
-                f"The student can't be compiled as {teacher.name!r} is",
-                f"{problem or 'its `compile` is its own'}",
-                "an `optimizer_state`",
+            f"The student can't be compiled as {teacher.name!r} is",
+            f"{problem or 'its `compile` is its own'}",
+            (
                 "Pass `optimizer_state=None` and compile the student, or register what the "
-                "teacher was compiled with by `keras.saving.register_keras_serializable`",
-            )
+                "teacher was compiled with by `keras.saving.register_keras_serializable`"
+            ),
+            received="an `optimizer_state`",
         ) from (problem if isinstance(problem, Exception) else None)
     pairs = list(zip(teacher.variables, student.variables, strict=True))
     internals.copy_optimizer_state(teacher.optimizer, student.optimizer, pairs)

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, explain
+from keras_net2net.errors import GrowthError
 from keras_net2net.growth.optimizers import OptimizerUpdate
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.planning.changes import VariableChange, VariableReplacement
@@ -60,24 +60,20 @@ def check_freeze(freeze: Any, model: Any = None) -> None:
     """Checks the argument `freeze`."""
     if freeze not in FREEZE:
         raise GrowthError(
-            explain(
-                "What is frozen isn't clear",
-                f"it is one of {', '.join(map(repr, FREEZE))}",
-                f"freeze={freeze!r}",
-                "Pass `freeze='teacher'` to train only what is new, or `None`",
-            )
+            "What is frozen isn't clear",
+            f"it is one of {', '.join(map(repr, FREEZE))}",
+            "Pass `freeze='teacher'` to train only what is new, or `None`",
+            received=f"freeze={freeze!r}",
         )
     optimizer = getattr(model, "optimizer", None)
     if freeze is None or optimizer is None:
         return
     if any(getattr(part, "use_ema", False) for part in internals.optimizer_parts(optimizer)):
         raise GrowthError(
-            explain(
-                f"The teacher's weights in {model.name!r} can't be frozen",
-                "the optimizer replaces all weights by their moving averages (use_ema=True)",
-                f"freeze={freeze!r}",
-                "Compile the model with `use_ema=False`",
-            )
+            f"The teacher's weights in {model.name!r} can't be frozen",
+            "the optimizer replaces all weights by their moving averages (use_ema=True)",
+            "Compile the model with `use_ema=False`",
+            received=f"freeze={freeze!r}",
         )
 
 

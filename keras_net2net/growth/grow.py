@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.errors import CodeError, GrowthError, explain
+from keras_net2net.errors import CodeError, GrowthError
 from keras_net2net.graph.copying import copy_model
 from keras_net2net.graph.reading import check_is_model, read
 from keras_net2net.growth.apply import apply_plan, changed_variables, containers
@@ -90,9 +90,10 @@ def as_seed(seed: int | None, model: Any) -> int:
         return secrets.randbits(32)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise GrowthError(
-            explain(
-                "The seed can't be used", "it is an integer", f"seed={seed!r}", "Pass an integer"
-            )
+            "The seed can't be used",
+            "it is an integer",
+            "Pass an integer",
+            received=f"seed={seed!r}",
         )
     return int(seed)
 
@@ -362,12 +363,10 @@ def check_arguments(optimizer_state: str, learning_rate: Any) -> None:
     """Checks what is to become of the optimizer."""
     if optimizer_state not in OPTIMIZER_STATES:
         raise GrowthError(
-            explain(
-                "The optimizer's state can't be treated like that",
-                f"it is one of {', '.join(map(repr, OPTIMIZER_STATES))}",
-                f"optimizer_state={optimizer_state!r}",
-                "Pass `optimizer_state='reset'` or `optimizer_state='carry'`",
-            )
+            "The optimizer's state can't be treated like that",
+            f"it is one of {', '.join(map(repr, OPTIMIZER_STATES))}",
+            "Pass `optimizer_state='reset'` or `optimizer_state='carry'`",
+            received=f"optimizer_state={optimizer_state!r}",
         )
     check_policy(learning_rate)
 

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.errors import CodeError, explain
+from keras_net2net.errors import CodeError
 from keras_net2net.graph.reading import read, read_layer, symbolic_arguments, symbolic_inputs
 from keras_net2net.graph.structure import Call, Graph
 from keras_net2net.growth.transaction import Transaction
@@ -302,14 +302,16 @@ _ARITHMETIC = frozenset(
 def _differs(graph: Graph, why: str) -> CodeError:
     kind = type(graph.model).__name__
     return CodeError(
-        explain(
-            f"The layer {graph.path or graph.model.name!r} ({kind}) can't have the new sizes",
-            why,
-            f"a {'model' if isinstance(graph.model, keras.Model) else 'layer'} whose own code was "
-            "looked into",
-            f"Take sizes from tensors or from sublayers in {kind}.call, or register a rule for it "
-            "with `keras_net2net.rules.register_rule`",
-        ),
-        graph.path,
+        f"The layer {graph.path or graph.model.name!r} ({kind}) can't have the new sizes",
         why,
+        (
+            f"Take sizes from tensors or from sublayers in {kind}.call, or register a rule for it "
+            "with `keras_net2net.rules.register_rule`"
+        ),
+        received=(
+            f"a {'model' if isinstance(graph.model, keras.Model) else 'layer'} whose own code was "
+            "looked into"
+        ),
+        path=graph.path,
+        reason=why,
     )

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.errors import VerificationError, explain
+from keras_net2net.errors import VerificationError
 from keras_net2net.graph.structure import Graph, Tensor
 from keras_net2net.planning.plan import OutputChange
 from keras_net2net.planning.remaps import generator
@@ -81,13 +81,13 @@ class Probe:
         difference = self.difference(model, changes)
         if difference is not None and not difference <= self.tolerance:
             raise VerificationError(
-                explain(
-                    f"The growth of {model.name!r} was undone",
+                f"The growth of {model.name!r} was undone",
+                (
                     f"the outputs differ by up to {difference:.3g}, and rounding in {self.dtype} "
-                    f"explains {self.tolerance:.3g} at most",
-                    f"a probe batch of {BATCH if self.batch is None else _size(self.batch)}",
-                    "Please report the model; `verify=False` grows it all the same",
-                )
+                    f"explains {self.tolerance:.3g} at most"
+                ),
+                "Please report the model; `verify=False` grows it all the same",
+                received=f"a probe batch of {BATCH if self.batch is None else _size(self.batch)}",
             )
         return difference
 
@@ -148,12 +148,10 @@ def probe(model: Any, graph: Graph, batch: Any = None) -> Probe:
         except Exception as error:
             problem = error
     raise VerificationError(
-        explain(
-            f"No probe batch could be made for {model.name!r}",
-            f"the model refuses inputs made from its input shapes: {problem}",
-            "verify=True",
-            "Pass a batch of your data as `verify=x`, or `verify=False`",
-        )
+        f"No probe batch could be made for {model.name!r}",
+        f"the model refuses inputs made from its input shapes: {problem}",
+        "Pass a batch of your data as `verify=x`, or `verify=False`",
+        received="verify=True",
     ) from problem
 
 

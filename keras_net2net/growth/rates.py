@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from keras_net2net.errors import GrowthError, explain, real_number, whole_number
+from keras_net2net.errors import GrowthError, real_number, whole_number
 from keras_net2net.growth.report import GrowthReport
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
@@ -80,13 +80,13 @@ class Rewind(_Policy):
         """The schedule from its new place on."""
         if not isinstance(old, Schedule):
             raise GrowthError(
-                explain(
-                    "The learning rate can't be rewound",
-                    "only a `LearningRateSchedule` has a place to go back to",
-                    f"{self!r}, and a learning rate of {old!r}",
+                "The learning rate can't be rewound",
+                "only a `LearningRateSchedule` has a place to go back to",
+                (
                     "Compile the model with a schedule, pass a factor, or a callable that "
-                    "returns the rate to go on with, such as `lambda old, report: 0.1`",
-                )
+                    "returns the rate to go on with, such as `lambda old, report: 0.1`"
+                ),
+                received=f"{self!r}, and a learning rate of {old!r}",
             )
         shift = (report.step or 0) - self.to
         base = old.schedule if isinstance(old, Rewound) else old
@@ -135,12 +135,10 @@ class Rewarm(_Policy):
         start = real_number(self.start)
         if start is None or not 0 <= start < 1:
             raise GrowthError(
-                explain(
-                    f"`start` can't be {self.start!r}",
-                    "it is the fraction of the learning rate to start with",
-                    repr(self),
-                    "Pass a number of at least 0 and below 1, such as 0.1",
-                )
+                f"`start` can't be {self.start!r}",
+                "it is the fraction of the learning rate to start with",
+                "Pass a number of at least 0 and below 1, such as 0.1",
+                received=repr(self),
             )
         object.__setattr__(self, "steps", steps)
         object.__setattr__(self, "start", float(start))
@@ -152,12 +150,10 @@ class Rewarm(_Policy):
             old = old.rate  # that one is done
         if callable(old) and not isinstance(old, Schedule):
             raise GrowthError(
-                explain(
-                    "The learning rate can't be warmed up",
-                    f"it is a callable ({old!r}), which isn't told the step",
-                    repr(self),
-                    "Compile the model with a number or a `LearningRateSchedule`",
-                )
+                "The learning rate can't be warmed up",
+                f"it is a callable ({old!r}), which isn't told the step",
+                "Compile the model with a number or a `LearningRateSchedule`",
+                received=repr(self),
             )
         return Warming(old, at, self.steps, self.start)
 
@@ -256,14 +252,16 @@ def check_policy(policy: Any) -> None:
     factor = real_number(policy)
     if factor is None or not 0 < factor < math.inf:
         raise GrowthError(
-            explain(
-                "The learning rate can't be changed like that",
+            "The learning rate can't be changed like that",
+            (
                 "it is multiplied by a positive factor, or given by a callable of the old rate "
-                "and the report, or by several of these",
-                f"learning_rate={policy!r}",
+                "and the report, or by several of these"
+            ),
+            (
                 "Pass for example `learning_rate=0.1`, `Rewind()`, `lambda old, report: 0.01`, "
-                "or `None` to keep the rate",
-            )
+                "or `None` to keep the rate"
+            ),
+            received=f"learning_rate={policy!r}",
         )
 
 
@@ -297,12 +295,10 @@ def new_rate(policy: Any, old: Any, report: GrowthReport) -> Any:
     number = real_number(keras.ops.convert_to_numpy(new).item() if _is_scalar(new) else new)
     if number is None or not 0 <= number < math.inf:
         raise GrowthError(
-            explain(
-                "The learning rate can't be what the callable returned",
-                "it is a number of at least 0, or a `LearningRateSchedule`",
-                f"{new!r} (of type {type(new).__name__}), returned by {policy!r}",
-                "Let it return the new rate",
-            )
+            "The learning rate can't be what the callable returned",
+            "it is a number of at least 0, or a `LearningRateSchedule`",
+            "Let it return the new rate",
+            received=f"{new!r} (of type {type(new).__name__}), returned by {policy!r}",
         )
     return float(number)
 
@@ -343,12 +339,10 @@ def scaled_schedule(schedule: Any, factor: float) -> Any:
             return scaled
         problem = f"its rates aren't among {', '.join(_RATES)}"
     raise GrowthError(
-        explain(
-            f"The optimizer's learning rate ({type(schedule).__name__}) can't be scaled",
-            problem,
-            f"learning_rate={factor!r}",
-            "Pass `learning_rate=None`, or a callable that returns the new schedule",
-        )
+        f"The optimizer's learning rate ({type(schedule).__name__}) can't be scaled",
+        problem,
+        "Pass `learning_rate=None`, or a callable that returns the new schedule",
+        received=f"learning_rate={factor!r}",
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from keras_net2net import internals
-from keras_net2net.errors import FixedWidthError, GrowthError, UnknownLayerError, explain
+from keras_net2net.errors import FixedWidthError, GrowthError, UnknownLayerError
 from keras_net2net.graph.structure import Graph
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import Step
@@ -136,12 +136,10 @@ def as_operations(operations: Any) -> list[Operation]:
     if isinstance(operations, (list, tuple)) and operations:
         return [one for item in operations for one in as_operations(item)]
     raise GrowthError(
-        explain(
-            "There is nothing that the model could be grown by",
-            "an operation, or a list of operations, is needed",
-            f"{operations!r} (of type {type(operations).__name__})",
-            "Pass for example `Wider('conv1', units=64)` or `[Wider(factor=1.5), Deeper('conv2')]`",
-        )
+        "There is nothing that the model could be grown by",
+        "an operation, or a list of operations, is needed",
+        "Pass for example `Wider('conv1', units=64)` or `[Wider(factor=1.5), Deeper('conv2')]`",
+        received=f"{operations!r} (of type {type(operations).__name__})",
     )
 
 
@@ -158,12 +156,10 @@ def check_normalized(batch_norm: Any, received: str, model: str) -> None:
     """
     if batch_norm not in (None, True, False):
         raise GrowthError(
-            explain(
-                f"`batch_norm` can't be {batch_norm!r}",
-                "it says whether the new layers are normalized",
-                received,
-                f"Pass `True`, `False`, or `None` for what {model} has",
-            )
+            f"`batch_norm` can't be {batch_norm!r}",
+            "it says whether the new layers are normalized",
+            f"Pass `True`, `False`, or `None` for what {model} has",
+            received=received,
         )
 
 
@@ -195,7 +191,10 @@ def find_layers(draft: Draft, wanted: Any, received: str) -> list[Match]:
     items = wanted if _is_sequence(wanted) else [wanted]
     if not items:
         raise UnknownLayerError(
-            explain("No layer was named", "the list is empty", received, "Name a layer")
+            "No layer was named",
+            "the list is empty",
+            "Name a layer",
+            received=received,
         )
     for item in items:
         for match in _find(draft, item, received):
@@ -213,35 +212,31 @@ def _find(draft: Draft, item: Any, received: str) -> Iterable[Match]:
         same = [facts for facts in layers if facts.operation is item]
         if not same:
             raise UnknownLayerError(
-                explain(
+                (
                     f"The layer {item.name!r} ({type(item).__name__}) isn't part of "
-                    f"the model {draft.model.name!r}",
-                    "only layers that the model calls can grow",
-                    received,
-                    _suggest(draft, item.name),
-                )
+                    f"the model {draft.model.name!r}"
+                ),
+                "only layers that the model calls can grow",
+                _suggest(draft, item.name),
+                received=received,
             )
         return [Match(same[0], True)]
     if not isinstance(item, str):
         raise UnknownLayerError(
-            explain(
-                "A layer is named by a string or given as a layer object",
-                "nothing else tells which layer is meant",
-                received,
-                "Pass names such as 'conv1', patterns such as 'conv*', or layers",
-            )
+            "A layer is named by a string or given as a layer object",
+            "nothing else tells which layer is meant",
+            "Pass names such as 'conv1', patterns such as 'conv*', or layers",
+            received=received,
         )
     by_path = [facts for facts in layers if facts.path == item]
     by_name = by_path or [facts for facts in layers if facts.operation.name == item]
     if len(by_name) > 1:
         paths = ", ".join(repr(facts.path) for facts in by_name)
         raise UnknownLayerError(
-            explain(
-                f"The name {item!r} doesn't tell which layer is meant",
-                f"{len(by_name)} layers of nested models have it",
-                received,
-                f"Use a path: {paths}",
-            )
+            f"The name {item!r} doesn't tell which layer is meant",
+            f"{len(by_name)} layers of nested models have it",
+            f"Use a path: {paths}",
+            received=received,
         )
     if by_name:
         return [Match(by_name[0], True)]
@@ -257,27 +252,23 @@ def _find(draft: Draft, item: Any, received: str) -> Iterable[Match]:
     kind = "pattern" if any(character in item for character in "*?[") else "name"
     nested = [g for g in draft.graph.subgraphs() if g.path and item in (g.path, g.model.name)]
     if nested and not isinstance(nested[0].model, keras.Model):
-        raise FixedWidthError(_opened(draft, nested[0], received))
+        raise _opened(draft, nested[0], received)
     if nested:
         raise UnknownLayerError(
-            explain(
-                f"{item!r} is a model ({type(nested[0].model).__name__}), not a layer",
-                "its layers grow, each by its own width",
-                received,
-                f"Name the layers inside, such as '{nested[0].path}/*'",
-            )
+            f"{item!r} is a model ({type(nested[0].model).__name__}), not a layer",
+            "its layers grow, each by its own width",
+            f"Name the layers inside, such as '{nested[0].path}/*'",
+            received=received,
         )
     raise UnknownLayerError(
-        explain(
-            f"The {kind} {item!r} matches no layer of the model {draft.model.name!r}",
-            f"its layers are {_listed([facts.path for facts in layers])}",
-            received,
-            _suggest(draft, item),
-        )
+        f"The {kind} {item!r} matches no layer of the model {draft.model.name!r}",
+        f"its layers are {_listed([facts.path for facts in layers])}",
+        _suggest(draft, item),
+        received=received,
     )
 
 
-def _opened(draft: Draft, graph: Graph, received: str) -> str:
+def _opened(draft: Draft, graph: Graph, received: str) -> FixedWidthError:
     """Why a layer that was looked into has no units that go by its own name."""
     kind = type(graph.model).__name__
     facts = draft.inference.facts.get(id(graph.model))
@@ -285,13 +276,15 @@ def _opened(draft: Draft, graph: Graph, received: str) -> str:
     widths = [width for axis in reversed(axes) for width in widths_of(axis.expression)]
     reasons = [f"{width.obstacle}" for width in widths if width.obstacle is not None]
     inside = [one.path for one in draft.layers() if one.path.startswith(f"{graph.path}/")]
-    return explain(
+    return FixedWidthError(
         f"Layer {graph.path!r} ({kind}) can't be widened",
         reasons[0] if reasons else "it makes no units of its own",
-        received,
-        f"Name a layer inside it: {_listed(inside)}"
-        if inside
-        else f"Register a rule for {kind} with `keras_net2net.rules.register_rule`",
+        (
+            f"Name a layer inside it: {_listed(inside)}"
+            if inside
+            else f"Register a rule for {kind} with `keras_net2net.rules.register_rule`"
+        ),
+        received=received,
     )
 
 

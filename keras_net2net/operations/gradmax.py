@@ -27,7 +27,7 @@ import numpy as np
 from keras import layers
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, explain
+from keras_net2net.errors import GrowthError
 from keras_net2net.graph.structure import Call
 from keras_net2net.internals.gradients import gradients
 from keras_net2net.operations.calibration import inputs_of, targets_of
@@ -109,22 +109,18 @@ class GradMax:
         model, x, y = draft.model, inputs_of(draft.calibration), targets_of(draft.calibration)
         if y is None:
             raise GrowthError(
-                explain(
-                    "New units can't be chosen by gradient",
-                    "that needs data with targets",
-                    received,
-                    "Pass `grow(..., calibration=(x, y))`",
-                )
+                "New units can't be chosen by gradient",
+                "that needs data with targets",
+                "Pass `grow(..., calibration=(x, y))`",
+                received=received,
             )
         trained = draft.loss_of
         if not getattr(trained, "compiled", False):
             raise GrowthError(
-                explain(
-                    "New units can't be chosen by gradient",
-                    f"the model {model.name!r} isn't compiled, and so has no loss",
-                    received,
-                    "Compile the model first",
-                )
+                "New units can't be chosen by gradient",
+                f"the model {model.name!r} isn't compiled, and so has no loss",
+                "Compile the model first",
+                received=received,
             )
         x, y = (keras.tree.map_structure(keras.ops.convert_to_tensor, data) for data in (x, y))
         readers = {id(facts): facts for site in sites.values() for facts in site.readers}

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_net2net.errors import GrowthError, SizeError, explain, whole_number
+from keras_net2net.errors import GrowthError, SizeError, whole_number
 from keras_net2net.graph.structure import Shape
 from keras_net2net.operations.base import Match, Operation, find_layers, fixed_request, label, plain
 from keras_net2net.planning.draft import Draft
@@ -83,12 +83,10 @@ class LargerKernel(Operation):
         received = repr(self)
         if isinstance(self.layers, dict) == (self.kernel_size is not None):
             raise GrowthError(
-                explain(
-                    "The new kernel size isn't clear",
-                    "it comes from either `kernel_size` or a dict of layers to sizes",
-                    received,
-                    "Pass `LargerKernel('conv1', kernel_size=5)` or `LargerKernel({'conv1': 5})`",
-                )
+                "The new kernel size isn't clear",
+                "it comes from either `kernel_size` or a dict of layers to sizes",
+                "Pass `LargerKernel('conv1', kernel_size=5)` or `LargerKernel({'conv1': 5})`",
+                received=received,
             )
         if isinstance(self.layers, dict):
             sizes = {
@@ -115,36 +113,30 @@ class LargerKernel(Operation):
             reason, error = self._problem(draft, facts, wanted)
             if reason is not None and match.named and error is not None:
                 raise error(
-                    explain(
-                        f"The kernel of layer {label(facts)} can't become {_text(wanted)}",
-                        reason,
-                        repr(self),
-                        self._instead(draft, facts),
-                    )
+                    f"The kernel of layer {label(facts)} can't become {_text(wanted)}",
+                    reason,
+                    self._instead(draft, facts),
+                    received=repr(self),
                 )
             if reason is not None:
                 skipped.append(Skipped(facts.path, reason))
                 continue
             if facts.path in done:
                 raise GrowthError(
-                    explain(
-                        f"The kernel of layer {label(facts)} can't become {_text(wanted)}",
-                        "another size is asked for as well",
-                        repr(self),
-                        "Ask for one size for each layer",
-                    )
+                    f"The kernel of layer {label(facts)} can't become {_text(wanted)}",
+                    "another size is asked for as well",
+                    "Ask for one size for each layer",
+                    received=repr(self),
                 )
             done.add(facts.path)
             changes.append(self._change(draft, facts, wanted))
         if not changes and not any("already" in skip.reason for skip in skipped):
             reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in skipped[:8])
             raise GrowthError(
-                explain(
-                    f"No kernel of the model {draft.model.name!r} that was asked for can grow",
-                    reasons or "it has no convolutions",
-                    repr(self),
-                    "Name a convolution with `same` or `causal` padding",
-                )
+                f"No kernel of the model {draft.model.name!r} that was asked for can grow",
+                reasons or "it has no convolutions",
+                "Name a convolution with `same` or `causal` padding",
+                received=repr(self),
             )
         return [Step(self, layers=tuple(changes), skipped=tuple(skipped))]
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import keras
 
-from keras_net2net.errors import GrowthError, SizeError, check_choice, explain
+from keras_net2net.errors import GrowthError, SizeError, check_choice
 from keras_net2net.operations.base import Match, label
 from keras_net2net.operations.least_change import Activations
 from keras_net2net.operations.narrowing import (
@@ -110,13 +110,13 @@ class Narrower(Resizing):
         given = [isinstance(self.layers, dict), self.units is not None, self.factor is not None]
         if sum(given) > 1 or (sum(given) == 0 and self.keep != "duplicates"):
             raise GrowthError(
-                explain(
-                    "The new size isn't clear",
-                    "it comes from exactly one of `units`, `factor` and a dict of layers to units",
-                    received,
+                "The new size isn't clear",
+                "it comes from exactly one of `units`, `factor` and a dict of layers to units",
+                (
                     f"Pass `Narrower('conv1', units=32, keep={self.keep!r})`, or none of them with "
-                    "`keep='duplicates'`",
-                )
+                    "`keep='duplicates'`"
+                ),
+                received=received,
             )
         self._take_sizes(
             received,
@@ -167,12 +167,10 @@ class Narrower(Resizing):
     def _check_direction(self, request: Request, now: int) -> None:
         if request.units is not None and request.units > now:
             raise SizeError(
-                explain(
-                    f"Layer {label(request.facts)} can't be narrowed to {request.units} units",
-                    f"it has {now}, and narrowing only removes units",
-                    repr(self),
-                    f"Pass fewer than {now} units, or use `Wider`",
-                )
+                f"Layer {label(request.facts)} can't be narrowed to {request.units} units",
+                f"it has {now}, and narrowing only removes units",
+                f"Pass fewer than {now} units, or use `Wider`",
+                received=repr(self),
             )
 
     def _sizes(self, request: Request) -> dict[Width, int]:
@@ -188,13 +186,13 @@ class Narrower(Resizing):
         if found is None:
             near = " or ".join(map(str, possible)) or "another number of"
             raise SizeError(
-                explain(
-                    f"Layer {label(request.facts)} can't be narrowed to {units} units",
+                f"Layer {label(request.facts)} can't be narrowed to {units} units",
+                (
                     f"its units are made of {expression!r}, of which "
-                    f"{', '.join(repr(width) for width in growable(expression))} can shrink",
-                    repr(self),
-                    f"Pass {near} units",
-                )
+                    f"{', '.join(repr(width) for width in growable(expression))} can shrink"
+                ),
+                f"Pass {near} units",
+                received=repr(self),
             )
         return found
 
@@ -253,12 +251,10 @@ class Narrower(Resizing):
         named = next((match for match in asked[width] if match.named), None)
         if named is not None:
             raise SizeError(
-                explain(
-                    f"Layer {label(named.facts)} can't be narrowed to {size} units exactly",
-                    problem,
-                    repr(self),
-                    "Pass another size, or `keep='norm'`, which changes the function least",
-                )
+                f"Layer {label(named.facts)} can't be narrowed to {size} units exactly",
+                problem,
+                "Pass another size, or `keep='norm'`, which changes the function least",
+                received=repr(self),
             )
         skipped += [Skipped(match.facts.path, problem) for match in asked[width]]
 
@@ -282,12 +278,10 @@ class Narrower(Resizing):
             return remaps, {}, ("not exact: the units with the smallest norms are removed",)
         if draft.calibration is None:
             raise GrowthError(
-                explain(
-                    "The activations of the units can't be compared",
-                    "`keep='activation'` needs data to look at",
-                    repr(self),
-                    "Pass `grow(..., calibration=x)` with a batch of inputs, or `keep='norm'`",
-                )
+                "The activations of the units can't be compared",
+                "`keep='activation'` needs data to look at",
+                "Pass `grow(..., calibration=x)` with a batch of inputs, or `keep='norm'`",
+                received=repr(self),
             )
         seen = Activations(draft, weights)
         blind = []

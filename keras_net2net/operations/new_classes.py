@@ -15,7 +15,6 @@ from keras_net2net.errors import (
     GrowthError,
     SizeError,
     check_choice,
-    explain,
     real_number,
     whole_number,
 )
@@ -100,12 +99,10 @@ class NewClasses(Operation):
         received = repr(self)
         if isinstance(self.layers, dict) == (self.classes is not None) or self.layers is None:
             raise GrowthError(
-                explain(
-                    "The new classes aren't clear",
-                    "a head is named, and their number comes from either `classes` or a dict",
-                    received,
-                    "Pass `NewClasses('predictions', 5)` or `NewClasses({'predictions': 5})`",
-                )
+                "The new classes aren't clear",
+                "a head is named, and their number comes from either `classes` or a dict",
+                "Pass `NewClasses('predictions', 5)` or `NewClasses({'predictions': 5})`",
+                received=received,
             )
         kind = "a number of new classes"
         if isinstance(self.layers, dict):
@@ -121,12 +118,10 @@ class NewClasses(Operation):
         mass = real_number(self.mass)
         if mass is None or not 0 < mass < 1:
             raise GrowthError(
-                explain(
-                    f"`mass` can't be {self.mass!r}",
-                    "it is the probability that is left to the new classes, between 0 and 1",
-                    received,
-                    "Pass for example `mass=1e-4`",
-                )
+                f"`mass` can't be {self.mass!r}",
+                "it is the probability that is left to the new classes, between 0 and 1",
+                "Pass for example `mass=1e-4`",
+                received=received,
             )
         self._set(mass=mass)
 
@@ -218,18 +213,19 @@ class NewClasses(Operation):
         self, facts: Facts, why: str, instead: str, kind: type[GrowthError] = FixedWidthError
     ) -> GrowthError:
         return kind(
-            explain(f"Layer {label(facts)} can't get new classes", why, repr(self), instead)
+            f"Layer {label(facts)} can't get new classes",
+            why,
+            instead,
+            received=repr(self),
         )
 
     def _no_head(self, skipped: list[Skipped]) -> GrowthError:
         reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in skipped[:8])
         return FixedWidthError(
-            explain(
-                "No layer that was asked for can get new classes",
-                reasons,
-                repr(self),
-                "Name the layer that makes the logits of the model",
-            )
+            "No layer that was asked for can get new classes",
+            reasons,
+            "Name the layer that makes the logits of the model",
+            received=repr(self),
         )
 
     def _sizes(self, inference: Inference, facts: Facts, count: int) -> dict[Width, int]:

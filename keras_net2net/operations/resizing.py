@@ -12,7 +12,6 @@ from keras_net2net.errors import (
     FixedWidthError,
     GrowthError,
     SizeError,
-    explain,
     real_number,
     whole_number,
 )
@@ -61,19 +60,22 @@ class Resizing(Operation):
             self._set(units=whole_units(self.units, "`units`", received))
             if self.layers is None:
                 raise GrowthError(
-                    explain(
-                        "One number of units doesn't fit every layer of a model",
-                        "`units` needs `layers`",
-                        received,
-                        "Name the layers, or use `factor`",
-                    )
+                    "One number of units doesn't fit every layer of a model",
+                    "`units` needs `layers`",
+                    "Name the layers, or use `factor`",
+                    received=received,
                 )
         parts = self.factor if isinstance(self.factor, dict) else {"": self.factor}
         factors = {name: real_number(value) for name, value in parts.items()}
         if self.factor is not None and (
             not factors or any(f is None or not fits(f) for f in factors.values())
         ):
-            raise SizeError(explain(f"`factor` can't be {self.factor!r}", why, received, instead))
+            raise SizeError(
+                f"`factor` can't be {self.factor!r}",
+                why,
+                instead,
+                received=received,
+            )
         self._set(
             layers=fixed_request(self.layers),
             factor=factors if isinstance(self.factor, dict) else factors[""],
@@ -155,12 +157,10 @@ class Resizing(Operation):
                 continue
             if part not in counted:
                 raise GrowthError(
-                    explain(
-                        f"Layer {label(match.facts)} has no {key!r} that could {self._change}",
-                        f"it counts {', '.join(map(repr, counted)) or 'nothing'}",
-                        repr(self),
-                        "Name one of these, or pass a number",
-                    )
+                    f"Layer {label(match.facts)} has no {key!r} that could {self._change}",
+                    f"it counts {', '.join(map(repr, counted)) or 'nothing'}",
+                    "Name one of these, or pass a number",
+                    received=repr(self),
                 )
             requests.append(Request(match, counted[part], size, factor))
         return requests
@@ -176,7 +176,7 @@ class Resizing(Operation):
                 return "has no units of its own"
             if not match.named:
                 return f"{type(facts.operation).__name__} has no rule"
-            raise FixedWidthError(self._no_units(draft, facts))
+            raise self._no_units(draft, facts)
         widths = list(widths_of(request.expression))
         if any(width.obstacle is None for width in widths):
             return None
@@ -193,12 +193,10 @@ class Resizing(Operation):
             else self._another
         )
         raise FixedWidthError(
-            explain(
-                f"Layer {label(facts)} can't be {self._done}",
-                f"its width is fixed: {reason} (path: {' -> '.join(path)})",
-                repr(self),
-                instead,
-            )
+            f"Layer {label(facts)} can't be {self._done}",
+            f"its width is fixed: {reason} (path: {' -> '.join(path)})",
+            instead,
+            received=repr(self),
         )
 
     @property
@@ -208,7 +206,7 @@ class Resizing(Operation):
             "those that can"
         )
 
-    def _no_units(self, draft: Draft, facts: Facts) -> str:
+    def _no_units(self, draft: Draft, facts: Facts) -> FixedWidthError:
         kind = type(facts.operation).__name__
         makers: list[str] = []
         owners = draft.owners()
@@ -217,18 +215,22 @@ class Resizing(Operation):
                 for axis in draft.inference.of(tensor):
                     for width in widths_of(axis):
                         makers += [p for p in owners.get(width, []) if p not in makers]
-        return explain(
+        return FixedWidthError(
             f"Layer {label(facts)} can't be {self._done}",
-            f"a {kind} makes no units of its own"
-            if facts.has_rule
-            else f"{kind} has no rule that says which units it makes",
-            repr(self),
-            f"{self._do.capitalize()} what makes the units that it works on: "
-            f"{', '.join(map(repr, makers))}"
-            if makers and facts.has_rule
-            else f"Register a rule for {kind} with `keras_net2net.rules.register_rule`"
-            if not facts.has_rule
-            else f"{self._do.capitalize()} another layer",
+            (
+                f"a {kind} makes no units of its own"
+                if facts.has_rule
+                else f"{kind} has no rule that says which units it makes"
+            ),
+            (
+                f"{self._do.capitalize()} what makes the units that it works on: "
+                f"{', '.join(map(repr, makers))}"
+                if makers and facts.has_rule
+                else f"Register a rule for {kind} with `keras_net2net.rules.register_rule`"
+                if not facts.has_rule
+                else f"{self._do.capitalize()} another layer"
+            ),
+            received=repr(self),
         )
 
     def _conflict(
@@ -236,13 +238,13 @@ class Resizing(Operation):
     ) -> ConflictError:
         names = ", ".join(repr(match.facts.path) for match in asked)
         return ConflictError(
-            explain(
-                f"Layer {label(request.facts)} can't be {self._done} to {size} units",
+            f"Layer {label(request.facts)} can't be {self._done} to {size} units",
+            (
                 f"its units are tied to those of {names} (width {width!r}), "
-                f"for which {other} are asked",
-                repr(self),
-                "Ask for one size",
-            )
+                f"for which {other} are asked"
+            ),
+            "Ask for one size",
+            received=repr(self),
         )
 
     def _nothing(self, draft: Draft, skipped: list[Skipped]) -> None:
@@ -251,13 +253,10 @@ class Resizing(Operation):
             return
         reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in skipped[:8])
         raise FixedWidthError(
-            explain(
-                f"No layer of the model {draft.model.name!r} that was asked for can be "
-                f"{self._done}",
-                reasons or "there is none that makes units",
-                repr(self),
-                self._another,
-            )
+            (f"No layer of the model {draft.model.name!r} that was asked for can be {self._done}"),
+            reasons or "there is none that makes units",
+            self._another,
+            received=repr(self),
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_net2net.errors import GrowthError, SizeError, check_choice, explain, real_number
+from keras_net2net.errors import GrowthError, SizeError, check_choice, real_number
 from keras_net2net.operations.base import Match, label
 from keras_net2net.operations.gradmax import GradMax, Site, find_site
 from keras_net2net.operations.resizing import Request, Resizing
@@ -100,13 +100,13 @@ class Wider(Resizing):
         given = [isinstance(self.layers, dict), self.units is not None, self.factor is not None]
         if sum(given) != 1:
             raise GrowthError(
-                explain(
-                    "The new size isn't clear",
-                    "it comes from exactly one of `units`, `factor` and a dict of layers to units",
-                    received,
+                "The new size isn't clear",
+                "it comes from exactly one of `units`, `factor` and a dict of layers to units",
+                (
                     "Pass `Wider('conv1', units=64)`, `Wider('conv1', factor=2)` or "
-                    "`Wider({'conv1': 64})`",
-                )
+                    "`Wider({'conv1': 64})`"
+                ),
+                received=received,
             )
         self._take_sizes(
             received,
@@ -119,12 +119,10 @@ class Wider(Resizing):
         check_choice("shares", self.shares, SHARES, received)
         if noise is None or not 0 <= noise < math.inf:
             raise GrowthError(
-                explain(
-                    f"`noise` can't be {self.noise!r}",
-                    "it is a standard deviation, relative to that of the weights",
-                    received,
-                    "Pass a number of at least 0, such as 0.05",
-                )
+                f"`noise` can't be {self.noise!r}",
+                "it is a standard deviation, relative to that of the weights",
+                "Pass a number of at least 0, such as 0.05",
+                received=received,
             )
         self._set(noise=noise)
 
@@ -188,12 +186,10 @@ class Wider(Resizing):
             named = next((match for match in asked[width] if match.named), None)
             if named is not None:
                 raise GrowthError(
-                    explain(
-                        f"New units of layer {label(named.facts)} can't be chosen by gradient",
-                        found,
-                        repr(self),
-                        "Pass `new_units='fresh'`, or choose another layer",
-                    )
+                    f"New units of layer {label(named.facts)} can't be chosen by gradient",
+                    found,
+                    "Pass `new_units='fresh'`, or choose another layer",
+                    received=repr(self),
                 )
             skipped += [Skipped(match.facts.path, found) for match in asked[width]]
             del sizes[width]
@@ -202,12 +198,10 @@ class Wider(Resizing):
     def _check_direction(self, request: Request, now: int) -> None:
         if request.units is not None and request.units < now:
             raise SizeError(
-                explain(
-                    f"Layer {label(request.facts)} can't be widened to {request.units} units",
-                    f"it has {now}, and widening only adds units",
-                    repr(self),
-                    f"Pass more than {now} units",
-                )
+                f"Layer {label(request.facts)} can't be widened to {request.units} units",
+                f"it has {now}, and widening only adds units",
+                f"Pass more than {now} units",
+                received=repr(self),
             )
 
     def _fills(
@@ -226,12 +220,10 @@ class Wider(Resizing):
                 named = next((match for match in asked[width] if match.named), None)
                 if named is not None:
                     raise SizeError(
-                        explain(
-                            f"Layer {label(named.facts)} can't be widened to {sizes[width]} units",
-                            problem,
-                            repr(self),
-                            f"Pass a multiple of {width.size}",
-                        )
+                        f"Layer {label(named.facts)} can't be widened to {sizes[width]} units",
+                        problem,
+                        f"Pass a multiple of {width.size}",
+                        received=repr(self),
                     )
                 skipped += [Skipped(match.facts.path, problem) for match in asked[width]]
                 del sizes[width]
@@ -248,13 +240,13 @@ class Wider(Resizing):
         if sizes is None:
             near = " or ".join(map(str, possible)) or "another number of"
             raise SizeError(
-                explain(
-                    f"Layer {label(request.facts)} can't be widened to {units} units",
+                f"Layer {label(request.facts)} can't be widened to {units} units",
+                (
                     f"its units are made of {expression!r}, of which "
-                    f"{', '.join(repr(width) for width in free)} can grow",
-                    repr(self),
-                    f"Pass {near} units",
-                )
+                    f"{', '.join(repr(width) for width in free)} can grow"
+                ),
+                f"Pass {near} units",
+                received=repr(self),
             )
         return sizes
 

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, explain
+from keras_net2net.errors import GrowthError
 from keras_net2net.graph.reading import read
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.planning.changes import (
@@ -521,13 +521,13 @@ class Draft:
         """
         if g.opened:
             raise GrowthError(
-                explain(
+                (
                     f"No layer can be inserted into {g.path or g.model.name!r} "
-                    f"({type(g.model).__name__})",
-                    "its own code decides which layers it calls",
-                    f"an insertion of {path!r}",
-                    "Insert layers into Sequential or Functional models, or widen it",
-                )
+                    f"({type(g.model).__name__})"
+                ),
+                "its own code decides which layers it calls",
+                "Insert layers into Sequential or Functional models, or widen it",
+                received=f"an insertion of {path!r}",
             )
 
 

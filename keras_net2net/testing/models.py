@@ -13,7 +13,7 @@ import numpy as np
 from keras import layers
 
 from keras_net2net import internals
-from keras_net2net.errors import CheckError, explain
+from keras_net2net.errors import CheckError
 from keras_net2net.growth.grow import grow
 from keras_net2net.growth.report import GrowthReport
 
@@ -245,15 +245,17 @@ def check_same(
     }
     differences = ", ".join(f"by up to {worst[mode]:.2e} {mode}" for mode in worst)
     raise CheckError(
-        explain(
-            "The outputs aren't what they were",
+        "The outputs aren't what they were",
+        (
             f"they differ {differences}, at outputs of up to {scale:.2f}, where "
-            f"{tolerance * scale:.1e} is allowed",
-            f"the outputs {when}",
+            f"{tolerance * scale:.1e} is allowed"
+        ),
+        (
             "Check the role of each axis of each weight: what makes units is copied, what reads "
             "them is shared among copies, what follows them goes with them; and fix the axes that "
-            "the layer sees as a whole (`call.fix`)",
-        )
+            "the layer sees as a whole (`call.fix`)"
+        ),
+        received=f"the outputs {when}",
     )
 
 
@@ -313,19 +315,22 @@ def check_native(model: Any) -> Any:
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise CheckError(
-            explain("The grown configuration builds no model", why, received, instead)
+            "The grown configuration builds no model",
+            why,
+            instead,
+            received=received,
         ) from error
     ours, theirs = shapes_of(model), shapes_of(native)
     for path in ours:
         if ours[path] != theirs.get(path):
             raise CheckError(
-                explain(
-                    f"The grown layer {path!r} isn't what its configuration says",
+                f"The grown layer {path!r} isn't what its configuration says",
+                (
                     f"its shapes (of tensors, weights and inputs) are {ours[path]}, and a layer "
-                    f"built from its configuration has {theirs.get(path)}",
-                    received,
-                    instead,
-                )
+                    f"built from its configuration has {theirs.get(path)}"
+                ),
+                instead,
+                received=received,
             )
     return native
 
@@ -349,12 +354,10 @@ def check_training(model: Any, x: Any) -> None:
     if np.all(np.isfinite(loss)) and moved:
         return
     raise CheckError(
-        explain(
-            f"The grown model {model.name!r} can't be trained",
-            "the loss isn't finite" if moved else "a step of training moves no weight",
-            f"a loss of {loss}",
-            "Look at what its layers do in training mode",
-        )
+        f"The grown model {model.name!r} can't be trained",
+        "the loss isn't finite" if moved else "a step of training moves no weight",
+        "Look at what its layers do in training mode",
+        received=f"a loss of {loss}",
     )
 
 
@@ -364,12 +367,10 @@ def grow_checked(model: Any, operations: Any, seed: int) -> GrowthReport:
         return grow(model, operations, seed=seed, verify=False)
     except Exception as error:
         raise CheckError(
-            explain(
-                f"The model {model.name!r} can't grow",
-                f"{type(error).__name__}: {error}",
-                f"{operations!r}",
-                "Check the sizes and config keys that the rules name",
-            )
+            f"The model {model.name!r} can't grow",
+            f"{type(error).__name__}: {error}",
+            "Check the sizes and config keys that the rules name",
+            received=f"{operations!r}",
         ) from error
 
 
@@ -377,13 +378,13 @@ def _check_size(model: Any, report: GrowthReport) -> None:
     if report.parameters_before < report.parameters_after == model.count_params():
         return
     raise CheckError(
-        explain(
-            f"The model {model.name!r} isn't as large as planned",
+        f"The model {model.name!r} isn't as large as planned",
+        (
             f"it has {model.count_params()} parameters, had {report.parameters_before}, and "
-            f"{report.parameters_after} were planned",
-            f"{report.operations!r}",
-            "Please report the model",
-        )
+            f"{report.parameters_after} were planned"
+        ),
+        "Please report the model",
+        received=f"{report.operations!r}",
     )
 
 
@@ -395,12 +396,12 @@ def _check_saving(model: Any, x: Any, tolerance: float) -> None:
             loaded = keras.models.load_model(path)
         except Exception as error:
             raise CheckError(
-                explain(
-                    f"The grown model {model.name!r} can't be loaded",
-                    f"{type(error).__name__}: {error}",
-                    "the model as it was saved",
+                f"The grown model {model.name!r} can't be loaded",
+                f"{type(error).__name__}: {error}",
+                (
                     "Name every config key that holds a size in the rule, and return all arguments "
-                    "from the layer's `get_config`",
-                )
+                    "from the layer's `get_config`"
+                ),
+                received="the model as it was saved",
             ) from error
     check_same(outputs(loaded, x), outputs(model, x), tolerance, "of the saved and loaded model")

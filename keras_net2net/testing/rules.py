@@ -11,7 +11,7 @@ import keras
 from keras import layers
 
 from keras_net2net import internals
-from keras_net2net.errors import CheckError, FixedWidthError, SizeError, explain
+from keras_net2net.errors import CheckError, FixedWidthError, SizeError
 from keras_net2net.growth.grow import plan
 from keras_net2net.growth.probe import TOLERANCES
 from keras_net2net.operations.wider import Wider
@@ -177,12 +177,10 @@ def _maker(layer: Any) -> Callable[..., Any]:
             return type(given).from_config({**config, "name": first.name, **settings})
         except Exception as error:
             raise CheckError(
-                explain(
-                    f"The layer {first.name!r} can't be made from its configuration",
-                    f"{type(error).__name__}: {error}",
-                    f"a {type(first).__name__}",
-                    "Return all arguments from its `get_config`",
-                )
+                f"The layer {first.name!r} can't be made from its configuration",
+                f"{type(error).__name__}: {error}",
+                "Return all arguments from its `get_config`",
+                received=f"a {type(first).__name__}",
             ) from error
 
     return make
@@ -302,12 +300,10 @@ def _entries(bench: _Bench) -> tuple[Any, list[_Entry], bool]:
         normalizes = bool(draft.inference.normalized)
     except Exception as error:
         raise CheckError(
-            explain(
-                "The rule can't be applied",
-                f"{type(error).__name__}: {error}",
-                f"a model of {', '.join(repr(layer.name) for layer in model.layers)}",
-                "A rule takes the call, then what the layer is called with, axes for tensors",
-            )
+            "The rule can't be applied",
+            f"{type(error).__name__}: {error}",
+            "A rule takes the call, then what the layer is called with, axes for tensors",
+            received=f"a model of {', '.join(repr(layer.name) for layer in model.layers)}",
         ) from error
     entries = []
     if "int" not in bench.dtype:
@@ -328,12 +324,10 @@ def _growths(model: Any, entries: list[_Entry], fixed: set[str]) -> tuple[list[s
     if unknown:
         labels = ", ".join(repr(entry.label) for entry in entries) or "nothing"
         raise CheckError(
-            explain(
-                f"There is no {min(unknown)!r} that could be fixed",
-                f"what may grow is {labels}",
-                f"fixed={sorted(fixed)}",
-                "Name one of these",
-            )
+            f"There is no {min(unknown)!r} that could be fixed",
+            f"what may grow is {labels}",
+            "Name one of these",
+            received=f"fixed={sorted(fixed)}",
         )
     grown: list[str] = []
     growths: list[Any] = []
@@ -341,7 +335,7 @@ def _growths(model: Any, entries: list[_Entry], fixed: set[str]) -> tuple[list[s
     for entry in entries:
         factor, problem = _factor(model, entry)
         if (factor is None) != (entry.label in fixed):
-            raise CheckError(_unexpected(entry, problem))
+            raise _unexpected(entry, problem)
         if factor is not None:
             grown.append(entry.label)
             growths.append(entry.wider(factor))
@@ -367,20 +361,22 @@ def _factor(model: Any, entry: _Entry) -> tuple[float | None, str]:
     return None, problem
 
 
-def _unexpected(entry: _Entry, problem: str) -> str:
+def _unexpected(entry: _Entry, problem: str) -> CheckError:
     if problem:
-        return explain(
+        return CheckError(
             f"The rule doesn't let {entry.label!r} grow",
             problem.partition(" Received: ")[0].removesuffix("."),
-            f"the layer at {entry.path!r}",
-            "Cover all weights in the rule, and return the axes of each output; or say "
-            f"`fixed=[{entry.label!r}]` if there can't be more of these",
+            (
+                "Cover all weights in the rule, and return the axes of each output; or say "
+                f"`fixed=[{entry.label!r}]` if there can't be more of these"
+            ),
+            received=f"the layer at {entry.path!r}",
         )
-    return explain(
+    return CheckError(
         f"The rule lets {entry.label!r} grow",
         "it was said to be fixed",
-        f"the layer at {entry.path!r}",
         "Fix the axis in the rule (`call.fix`), or take it from `fixed`",
+        received=f"the layer at {entry.path!r}",
     )
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, LogError, explain, whole_number
+from keras_net2net.errors import GrowthError, LogError, whole_number
 from keras_net2net.growth.freezing import check_freeze
 from keras_net2net.growth.grow import check_arguments, grow
 from keras_net2net.growth.report import GrowthReport
@@ -83,16 +83,18 @@ class _GrowingCallback(keras.callbacks.Callback):
         paths = [one._recorder and one._recorder.path.absolute() for one in growing]
         if any(path != recorder.path.absolute() for path in paths):
             raise LogError(
-                explain(
-                    f"The growths of {self.model.name!r} can't be recorded",
+                f"The growths of {self.model.name!r} can't be recorded",
+                (
                     "several callbacks grow it, and a log in which the growths of some are "
-                    "missing leads nowhere",
+                    "missing leads nowhere"
+                ),
+                "Pass the same `log` to all of them, or to none",
+                received=(
                     ", ".join(
                         f"{type(one).__name__}(..., log={path and str(path)!r})"
                         for one, path in zip(growing, paths, strict=True)
-                    ),
-                    "Pass the same `log` to all of them, or to none",
-                )
+                    )
+                ),
             )
         return growing
 
@@ -354,12 +356,10 @@ def _checked(schedule: Schedule) -> Schedule:
         if callable(schedule):
             return schedule
         raise GrowthError(
-            explain(
-                "The schedule can't be read",
-                "it is a dict from epochs to operations, or a callable",
-                f"{schedule!r} (of type {type(schedule).__name__})",
-                "Pass for example `{4: Wider('conv1', units=64)}`",
-            )
+            "The schedule can't be read",
+            "it is a dict from epochs to operations, or a callable",
+            "Pass for example `{4: Wider('conv1', units=64)}`",
+            received=f"{schedule!r} (of type {type(schedule).__name__})",
         )
     checked = {}
     for epoch, operations in schedule.items():

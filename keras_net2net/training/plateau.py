@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, explain, whole_number
+from keras_net2net.errors import GrowthError, whole_number
 from keras_net2net.growth.best_weights import BestWeights, callbacks_of, concerned, own_weights
 from keras_net2net.growth.grow import plan
 from keras_net2net.growth.transaction import Transaction
@@ -354,4 +354,9 @@ def _whole(name: str, value: Any, least: int) -> int:
 
 
 def _wrong(what: str, why: str, received: str, instead: str) -> GrowthError:
-    return GrowthError(explain(what, why, received, instead))
+    return GrowthError(
+        what,
+        why,
+        instead,
+        received=received,
+    )

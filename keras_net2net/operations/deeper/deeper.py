@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_net2net.errors import GrowthError, NotIdentityError, SizeError, explain, whole_number
+from keras_net2net.errors import GrowthError, NotIdentityError, SizeError, whole_number
 from keras_net2net.graph.structure import Tensor
 from keras_net2net.internals.activations import activation_name
 from keras_net2net.operations.base import (
@@ -187,12 +187,10 @@ class Deeper(Operation):
             self._set(between=self._pair(received))
         elif self.layers is None:
             raise GrowthError(
-                explain(
-                    "No layer was named",
-                    "a layer is inserted after another one",
-                    received,
-                    "Pass the layer after which to insert, such as `Deeper('conv2')`",
-                )
+                "No layer was named",
+                "a layer is inserted after another one",
+                "Pass the layer after which to insert, such as `Deeper('conv2')`",
+                received=received,
             )
         if self.activation is not None:
             self._set(activation=self._named_activation(received))
@@ -202,12 +200,10 @@ class Deeper(Operation):
         """Checks the form, and that the other arguments mean something for it."""
         if self.form not in FORMS:
             raise GrowthError(
-                explain(
-                    f"`form` can't be {self.form!r}",
-                    "it is what an inserted layer starts as",
-                    received,
-                    f"Pass one of {', '.join(map(repr, FORMS))}",
-                )
+                f"`form` can't be {self.form!r}",
+                "it is what an inserted layer starts as",
+                f"Pass one of {', '.join(map(repr, FORMS))}",
+                received=received,
             )
         if self.rank is not None:
             rank = whole_number(self.rank, "`rank`", received)
@@ -217,12 +213,10 @@ class Deeper(Operation):
             given = getattr(self, name)
             if given is not None and not (name == "count" and given == 1):
                 raise GrowthError(
-                    explain(
-                        f"`{name}` means nothing for the form {form!r}",
-                        why,
-                        received,
-                        f"Leave `{name}` out, or pass another `form`",
-                    )
+                    f"`{name}` means nothing for the form {form!r}",
+                    why,
+                    f"Leave `{name}` out, or pass another `form`",
+                    received=received,
                 )
 
     def _pair(self, received: str) -> tuple[Any, Any]:
@@ -230,21 +224,17 @@ class Deeper(Operation):
         pair = self.between
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise GrowthError(
-                explain(
-                    f"`between` can't be {plain(pair)!r}",
-                    "it names the two ends of the part that is repeated",
-                    received,
-                    "Pass for example `between=('block1_out', 'block2_out')`",
-                )
+                f"`between` can't be {plain(pair)!r}",
+                "it names the two ends of the part that is repeated",
+                "Pass for example `between=('block1_out', 'block2_out')`",
+                received=received,
             )
         if self.layers is not None or self.form not in ("identity", "residual"):
             raise GrowthError(
-                explain(
-                    "`between` can't be combined with `layers` or another `form`",
-                    "the part between two tensors is repeated behind the second of them",
-                    received,
-                    "Pass `Deeper(between=(a, b))` alone",
-                )
+                "`between` can't be combined with `layers` or another `form`",
+                "the part between two tensors is repeated behind the second of them",
+                "Pass `Deeper(between=(a, b))` alone",
+                received=received,
             )
         return tuple(pair)
 
@@ -254,12 +244,10 @@ class Deeper(Operation):
             function = keras.activations.get(self.activation)
         except (ValueError, TypeError) as error:
             raise GrowthError(
-                explain(
-                    f"`activation` can't be {self.activation!r}",
-                    "it is the name of an activation, a function or an activation layer",
-                    received,
-                    "Pass for example `activation='relu'`",
-                )
+                f"`activation` can't be {self.activation!r}",
+                "it is the name of an activation, a function or an activation layer",
+                "Pass for example `activation='relu'`",
+                received=received,
             ) from error
         return activation_name(function) or function
 
@@ -311,12 +299,10 @@ class Deeper(Operation):
         ]
         if not found:
             raise GrowthError(
-                explain(
-                    f"No layer of {draft.model.name!r} that was asked for can be deepened",
-                    "only Dense and convolution layers have an identity",
-                    repr(self),
-                    f"Name {FAMILY_NAMES}",
-                )
+                f"No layer of {draft.model.name!r} that was asked for can be deepened",
+                "only Dense and convolution layers have an identity",
+                f"Name {FAMILY_NAMES}",
+                received=repr(self),
             )
         if self.form == "factor":
             return [factorise(self, draft, facts, self.rank) for facts in found]
@@ -337,12 +323,10 @@ class Deeper(Operation):
         layer = facts.operation
         if not isinstance(layer, FAMILY) or not facts.has_rule:
             raise GrowthError(
-                explain(
-                    f"No layer can be inserted after {label(facts)}",
-                    f"{type(layer).__name__} has no identity of its family",
-                    repr(self),
-                    f"Name {FAMILY_NAMES}",
-                )
+                f"No layer can be inserted after {label(facts)}",
+                f"{type(layer).__name__} has no identity of its family",
+                f"Name {FAMILY_NAMES}",
+                received=repr(self),
             )
         blocks = [find_block(g, call) for g, call in draft.calls_of(layer)]
         own = blocks[0].normalization is not None
@@ -372,12 +356,10 @@ class Deeper(Operation):
         else:
             return
         raise SizeError(
-            explain(
-                f"The layer after {label(facts)} can't have {self.units} units",
-                why,
-                repr(self),
-                instead,
-            )
+            f"The layer after {label(facts)} can't have {self.units} units",
+            why,
+            instead,
+            received=repr(self),
         )
 
     def _after(self, draft: Draft, site: Site) -> Step:
@@ -438,13 +420,13 @@ class Deeper(Operation):
                 f"of the block's {changed.activation_label!r} as it is"
             )
         return NotIdentityError(
-            explain(
-                f"No identity layer can be inserted after {label(facts)}",
-                why,
-                repr(self),
+            f"No identity layer can be inserted after {label(facts)}",
+            why,
+            (
                 "Pass `activation='linear'` or `form='prelu'`, or name a layer with ReLU or no "
-                "activation",
-            )
+                "activation"
+            ),
+            received=repr(self),
         )
 
     def _chain(self, draft: Draft, site: Site, form: str) -> list[Inserted]:
@@ -458,12 +440,10 @@ class Deeper(Operation):
         chain = identity_chain(site, layer, path, activation, inline)
         if isinstance(chain, str):
             raise GrowthError(
-                explain(
-                    f"No layer can be inserted after {label(site.facts)}",
-                    chain,
-                    repr(self),
-                    f"Name {FAMILY_NAMES}",
-                )
+                f"No layer can be inserted after {label(site.facts)}",
+                chain,
+                f"Name {FAMILY_NAMES}",
+                received=repr(self),
             )
         if form == "prelu":
             chain.append(prelu(layer, f"{path}_prelu", block.end))

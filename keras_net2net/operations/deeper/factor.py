@@ -16,7 +16,7 @@ import numpy as np
 from keras import layers
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, SizeError, explain
+from keras_net2net.errors import GrowthError, SizeError
 from keras_net2net.operations.base import label
 from keras_net2net.operations.deeper.blocks import channel_axis
 from keras_net2net.operations.deeper.identities import KERNELS, made, new_name
@@ -108,12 +108,10 @@ def factorise(operation: Any, draft: Draft, facts: Facts, rank: int | None) -> S
     units = largest if rank is None else rank
     if units > largest:
         raise SizeError(
-            explain(
-                f"{label(facts)} can't be factored through {units} units",
-                f"its kernel of shape {tuple(kernel.shape)} has a rank of at most {largest}",
-                received,
-                f"Pass `rank={largest}` at most, and widen the new layer afterwards",
-            )
+            f"{label(facts)} can't be factored through {units} units",
+            f"its kernel of shape {tuple(kernel.shape)} has a rank of at most {largest}",
+            f"Pass `rank={largest}` at most, and widen the new layer afterwards",
+            received=received,
         )
     first, second, error = factors(kernel, units)
     calls = draft.calls_of(layer)
@@ -178,10 +176,8 @@ def _check(facts: Facts, received: str) -> None:
     else:
         return
     raise GrowthError(
-        explain(
-            f"{label(facts)} can't be factored",
-            why,
-            received,
-            "Name a Dense, Conv1D, Conv2D or Conv3D layer without groups",
-        )
+        f"{label(facts)} can't be factored",
+        why,
+        "Name a Dense, Conv1D, Conv2D or Conv3D layer without groups",
+        received=received,
     )

@@ -19,7 +19,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, explain
+from keras_net2net.errors import GrowthError
 from keras_net2net.graph.structure import Graph, Tensor
 from keras_net2net.internals.activations import activation_name, describe
 from keras_net2net.operations.deeper.blocks import Block
@@ -113,12 +113,10 @@ def measure(draft: Draft, points: Iterable[Point], data: Any) -> list[Moments]:
             draft.model(x, training=True)
     except Exception as error:
         raise GrowthError(
-            explain(
-                f"The model {draft.model.name!r} can't be calibrated",
-                f"it doesn't take the calibration data: {' '.join(str(error).split())[:200]}",
-                f"data of the shapes {[tuple(np.shape(one)) for one in keras.tree.flatten(x)]}",
-                "Pass a batch of inputs, or `(inputs, targets)`, as the model's `fit` takes them",
-            )
+            f"The model {draft.model.name!r} can't be calibrated",
+            f"it doesn't take the calibration data: {' '.join(str(error).split())[:200]}",
+            "Pass a batch of inputs, or `(inputs, targets)`, as the model's `fit` takes them",
+            received=f"data of shapes {[tuple(np.shape(one)) for one in keras.tree.flatten(x)]}",
         ) from error
     return [pooled(moments) for moments in found]
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_net2net.errors import GrowthError, NotIdentityError, explain, whole_number
+from keras_net2net.errors import GrowthError, NotIdentityError, whole_number
 from keras_net2net.operations.base import (
     Operation,
     check_normalized,
@@ -132,16 +132,14 @@ class DeeperPairs(Operation):
             found = {id(one) for pair in pairs for one in _layers_of(pair)}
             for match in matches:
                 if match.named and id(match.facts.operation) not in found:
-                    raise GrowthError(_no_pair(match.facts, repr(self)))
+                    raise _no_pair(match.facts, repr(self))
             pairs = [pair for pair in pairs if any(id(x) in wanted for x in _layers_of(pair))]
         if not pairs:
             raise GrowthError(
-                explain(
-                    f"No pair of {draft.model.name!r} can be followed by another",
-                    "there is no Conv2D of a kernel 1xn (n > 1) whose block is read by one of nx1",
-                    repr(self),
-                    "Use `Deeper` to insert single layers",
-                )
+                f"No pair of {draft.model.name!r} can be followed by another",
+                "there is no Conv2D of a kernel 1xn (n > 1) whose block is read by one of nx1",
+                "Use `Deeper` to insert single layers",
+                received=repr(self),
             )
         kept, skipped = [], []
         for pair in pairs:
@@ -153,12 +151,10 @@ class DeeperPairs(Operation):
             why = f"its activation {name!r} isn't idempotent: f(f(x)) differs from f(x)"
             if self.layers is not None and any(id(x) in named for x in _layers_of(pair)):
                 raise NotIdentityError(
-                    explain(
-                        f"No pair can be inserted after {label(pair.second)}",
-                        why,
-                        repr(self),
-                        "Name a pair with ReLU or no activation",
-                    )
+                    f"No pair can be inserted after {label(pair.second)}",
+                    why,
+                    "Name a pair with ReLU or no activation",
+                    received=repr(self),
                 )
             skipped.append(Skipped(pair.second.path, why))
         return kept, tuple(skipped)
@@ -232,10 +228,10 @@ def _layers_of(pair: Pair) -> tuple[Any, Any]:
     return pair.first.call.operation, pair.second.operation
 
 
-def _no_pair(facts: Facts, received: str) -> str:
-    return explain(
+def _no_pair(facts: Facts, received: str) -> GrowthError:
+    return GrowthError(
         f"No pair can be inserted after {label(facts)}",
         "it isn't one of a Conv2D of a kernel 1xn (n > 1) and one of nx1 that reads its block",
-        received,
         "Name one of such a pair, or use `Deeper` to insert single layers",
+        received=received,
     )

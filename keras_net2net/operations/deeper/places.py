@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, UnknownLayerError, explain
+from keras_net2net.errors import GrowthError, UnknownLayerError
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.internals.activations import Activation, describe
 from keras_net2net.operations.deeper.silence import RANDOM, UNCHANGED, activation_of, kind_of
@@ -59,12 +59,10 @@ def find_place(draft: Draft, item: Any, received: str) -> Place:
         found = found or [one for one in places if one.path.rsplit("/", 1)[-1] == item]
     else:
         raise UnknownLayerError(
-            explain(
-                "A part of the model is named by layers",
-                "it is named by strings, layers or symbolic tensors",
-                received,
-                "Pass names such as 'block1_out', layers, or tensors such as `layer.output`",
-            )
+            "A part of the model is named by layers",
+            "it is named by strings, layers or symbolic tensors",
+            "Pass names such as 'block1_out', layers, or tensors such as `layer.output`",
+            received=received,
         )
     if not found:
         raise _unknown(draft, item, places, received)
@@ -75,12 +73,10 @@ def find_place(draft: Draft, item: Any, received: str) -> Place:
     if len(found) > 1:
         paths = ", ".join(repr(path) for path in dict.fromkeys(one.path for one in found))
         raise UnknownLayerError(
-            explain(
-                f"{_named(item)} doesn't tell which tensor is meant",
-                f"there are {len(found)} that it could be, made by {paths}",
-                received,
-                "Use a path, or pass the tensor itself, such as `layer.get_output_at(1)`",
-            )
+            f"{_named(item)} doesn't tell which tensor is meant",
+            f"there are {len(found)} that it could be, made by {paths}",
+            "Use a path, or pass the tensor itself, such as `layer.get_output_at(1)`",
+            received=received,
         )
     return found[0]
 
@@ -90,14 +86,14 @@ def not_rewired(graph: Graph, received: str) -> GrowthError:
     kind = type(graph.model).__name__
     what = f"the layer {graph.path!r}" if graph.path else f"the model {graph.model.name!r}"
     return GrowthError(
-        explain(
-            f"Nothing can be inserted into {what} ({kind})",
-            "its own code decides which layers it calls",
-            received,
+        f"Nothing can be inserted into {what} ({kind})",
+        "its own code decides which layers it calls",
+        (
             "Name a layer outside of it, or the whole layer"
             if graph.path
-            else "Build the model from `keras.Input`s as `keras.Model(inputs, outputs)`",
-        )
+            else "Build the model from `keras.Input`s as `keras.Model(inputs, outputs)`"
+        ),
+        received=received,
     )
 
 
@@ -125,16 +121,18 @@ def _unknown(draft: Draft, item: Any, places: list[Place], received: str) -> Unk
     names = sorted({one.path for one in places})
     close = difflib.get_close_matches(item, names, n=3) if isinstance(item, str) else []
     return UnknownLayerError(
-        explain(
-            f"{_named(item)} is no layer of the model {draft.model.name!r}",
+        f"{_named(item)} is no layer of the model {draft.model.name!r}",
+        (
             "none of its layers and tensors has that name"
             if isinstance(item, str)
-            else "the model doesn't call it",
-            received,
+            else "the model doesn't call it"
+        ),
+        (
             f"Did you mean {' or '.join(map(repr, close))}?"
             if close
-            else "Use a name from `[layer.name for layer in model.layers]`",
-        )
+            else "Use a name from `[layer.name for layer in model.layers]`"
+        ),
+        received=received,
     )
 
 

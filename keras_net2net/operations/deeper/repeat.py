@@ -11,7 +11,7 @@ import keras
 from keras import layers
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, NotIdentityError, explain
+from keras_net2net.errors import GrowthError, NotIdentityError
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.operations.deeper.building import Builder, Namer, Repeated, base_name
 from keras_net2net.operations.deeper.identities import CONVOLUTIONS, bn_axis
@@ -59,14 +59,14 @@ def part_between(graph: Graph, start: Place, end: Place, received: str) -> Part:
     if not calls:
         back = between(graph, end.tensor, start.tensor)
         raise GrowthError(
-            explain(
-                f"There is no part from {start.path!r} to {end.path!r}",
-                f"what {end.path!r} makes doesn't depend on what {start.path!r} makes",
-                received,
+            f"There is no part from {start.path!r} to {end.path!r}",
+            f"what {end.path!r} makes doesn't depend on what {start.path!r} makes",
+            (
                 f"Swap them: `between=({end.path!r}, {start.path!r})`"
                 if back
-                else "Name a layer, and one that comes behind it",
-            )
+                else "Name a layer, and one that comes behind it"
+            ),
+            received=received,
         )
     calls = [dataclasses.replace(call) for call in calls]
     silencer = Silencer(calls, start.tensor, values_of(graph, end.tensor))
@@ -74,12 +74,10 @@ def part_between(graph: Graph, start: Place, end: Place, received: str) -> Part:
         call.operation.weights for call in calls if isinstance(call.operation, layers.Layer)
     ):
         raise GrowthError(
-            explain(
-                f"The part from {start.path!r} to {end.path!r} can't be repeated",
-                "nothing in it has weights that could learn",
-                received,
-                "Name layers with layers between them that have weights",
-            )
+            f"The part from {start.path!r} to {end.path!r} can't be repeated",
+            "nothing in it has weights that could learn",
+            "Name layers with layers between them that have weights",
+            received=received,
         )
     solution = silencer.identity(end.tensor)
     wrapped = None
@@ -194,12 +192,10 @@ def project_to_zero(builder: Builder, like: Any, name: str, x: Tensor) -> Tensor
     units = x.shape[bn_axis(like)]
     if units is None or not x.dtype.startswith(("float", "bfloat")):
         raise NotIdentityError(
-            explain(
-                f"Nothing can start as the identity behind {builder.made[-1].insertion.path!r}",
-                f"its branch makes {x}, which no projection can make zero",
-                f"a part with the layer {builder.made[-1].insertion.path!r}",
-                "Name another part",
-            )
+            f"Nothing can start as the identity behind {builder.made[-1].insertion.path!r}",
+            f"its branch makes {x}, which no projection can make zero",
+            "Name another part",
+            received=f"a part with the layer {builder.made[-1].insertion.path!r}",
         )
     policy = x.dtype if like is None else like.dtype_policy
     config: dict[str, Any] = {"name": name, "dtype": policy}

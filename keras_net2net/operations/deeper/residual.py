@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, NotIdentityError, UnknownLayerError, explain
+from keras_net2net.errors import GrowthError, NotIdentityError, UnknownLayerError
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.operations.deeper.blocks import Block, find_block
 from keras_net2net.operations.deeper.building import Builder, Namer, Repeated, base_name
@@ -55,7 +55,10 @@ def _items(wanted: Any, received: str) -> list[Any]:
     if isinstance(wanted, (list, tuple)):
         if not wanted:
             raise UnknownLayerError(
-                explain("No layer was named", "the list is empty", received, "Name a layer")
+                "No layer was named",
+                "the list is empty",
+                "Name a layer",
+                received=received,
             )
         return list(wanted)
     return [wanted]
@@ -70,12 +73,10 @@ def _between(draft: Draft, pair: tuple[Any, Any], received: str) -> Part:
     start, end = (find_place(draft, item, received) for item in pair)
     if start.graph is not end.graph:
         raise GrowthError(
-            explain(
-                f"The part from {start.path!r} to {end.path!r} can't be repeated",
-                "the two are in different models",
-                received,
-                "Name two layers of one model, both nested or both not",
-            )
+            f"The part from {start.path!r} to {end.path!r} can't be repeated",
+            "the two are in different models",
+            "Name two layers of one model, both nested or both not",
+            received=received,
         )
     part = part_between(start.graph, start, end, received)
     if not same_shape(start.tensor, end.tensor):
@@ -109,12 +110,10 @@ def _of_pattern(draft: Draft, pattern: str, received: str) -> list[Part | Block]
     ]
     if not places:
         raise UnknownLayerError(
-            explain(
-                f"The pattern {pattern!r} matches no layer of the model {draft.model.name!r}",
-                "none of its layers is called like that",
-                received,
-                "Use a name from `[layer.name for layer in model.layers]`",
-            )
+            f"The pattern {pattern!r} matches no layer of the model {draft.model.name!r}",
+            "none of its layers is called like that",
+            "Use a name from `[layer.name for layer in model.layers]`",
+            received=received,
         )
     rewired = [place for place in places if not place.graph.opened]
     if not rewired:
@@ -211,14 +210,16 @@ def _fresh(operation: Deeper, draft: Draft, block: Block, after: Tensor, name: s
         block.activation is None or is_linear(block.activation)
     ):
         raise NotIdentityError(
-            explain(
+            (
                 f"No residual block can be inserted after {block.call.path!r} "
-                f"({type(layer).__name__})",
+                f"({type(layer).__name__})"
+            ),
+            (
                 f"it is an output of the model, and the sum would no longer be what its "
-                f"activation {block.activation_label!r} makes",
-                repr(operation),
-                "Name a layer in front of it",
-            )
+                f"activation {block.activation_label!r} makes"
+            ),
+            "Name a layer in front of it",
+            received=repr(operation),
         )
     namer = Namer(draft)
     name = namer.take(name, namer.number([name]))
@@ -348,12 +349,10 @@ def _check_options(operation: Deeper, part: Part) -> None:
     ]
     if given:
         raise GrowthError(
-            explain(
-                f"{' and '.join(given)} can't be chosen for the block that ends with {part.last!r}",
-                "the new block is a copy of that one",
-                repr(operation),
-                "Leave it out; widen the copy with `Wider` afterwards",
-            )
+            f"{' and '.join(given)} can't be chosen for the block that ends with {part.last!r}",
+            "the new block is a copy of that one",
+            "Leave it out; widen the copy with `Wider` afterwards",
+            received=repr(operation),
         )
 
 
@@ -409,13 +408,13 @@ def _notes(target: Part | Block, draft: Draft, insertions: list[Any]) -> tuple[s
 def _other_shape(part: Part, received: str, sums: dict[int, Sum] | None = None) -> GrowthError:
     known = list((sums or {id(s.call): s for s in sums_of(part.graph)}).values())
     return NotIdentityError(
-        explain(
-            f"The part from {part.first!r} to {part.last!r} can't be repeated",
+        f"The part from {part.first!r} to {part.last!r} can't be repeated",
+        (
             f"it makes the shape {part.end.shape} of the shape {part.start.shape}, as a block with "
-            "strides or with a projection for its shortcut does, so that it can't be the identity",
-            received,
-            _nearest(part.graph, known, part.calls[-1]),
-        )
+            "strides or with a projection for its shortcut does, so that it can't be the identity"
+        ),
+        _nearest(part.graph, known, part.calls[-1]),
+        received=received,
     )
 
 
@@ -441,7 +440,8 @@ def _no_block(draft: Draft, place: Place, received: str) -> GrowthError:
         why = "it isn't the end of a residual block, and no Dense or convolution layer either"
         more = _nearest(place.graph, sums_of(place.graph), call)
     return GrowthError(
-        explain(
-            f"No residual block can be inserted after {place.path!r} ({kind})", why, received, more
-        )
+        f"No residual block can be inserted after {place.path!r} ({kind})",
+        why,
+        more,
+        received=received,
     )

@@ -26,7 +26,7 @@ from typing import Any
 import keras
 
 from keras_net2net import internals
-from keras_net2net.errors import LogError, explain
+from keras_net2net.errors import LogError
 from keras_net2net.growth.report import GrowthReport
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.operations.base import Operation
@@ -61,12 +61,10 @@ class Recorder:
     def __init__(self, path: Any) -> None:
         if not isinstance(path, (str, os.PathLike)) or "://" in str(path):
             raise LogError(
-                explain(
-                    "The growth log can't be kept there",
-                    "it is a file of this machine's file system",
-                    f"log={path!r}",
-                    "Pass a path such as 'run/growth.json'",
-                )
+                "The growth log can't be kept there",
+                "it is a file of this machine's file system",
+                "Pass a path such as 'run/growth.json'",
+                received=f"log={path!r}",
             )
         self.path = pathlib.Path(path)
         self._log: GrowthLog | None = None
@@ -97,12 +95,10 @@ class Recorder:
         model = callbacks[-1].model
         if not model.built:
             raise LogError(
-                explain(
-                    f"The growths of {model.name!r} can't be recorded",
-                    "it isn't built, so that its architecture isn't known",
-                    f"log={str(self.path)!r}",
-                    "Build it before `fit`, with `keras.Input` or `model.build(shape)`",
-                )
+                f"The growths of {model.name!r} can't be recorded",
+                "it isn't built, so that its architecture isn't known",
+                "Build it before `fit`, with `keras.Input` or `model.build(shape)`",
+                received=f"log={str(self.path)!r}",
             )
         log = GrowthLog.read(self.path) if self.path.exists() else None
         known = model is self._model  # another `fit` of the same process
@@ -223,13 +219,10 @@ class Recorder:
         stages = [i for i, one in enumerate(log.stages) if one.weights == digest]
         if not stages:
             raise LogError(
-                explain(
-                    f"The backup can't be restored by the growth log {str(self.path)!r}",
-                    "the log knows no architecture with weights of its shapes",
-                    f"log={str(self.path)!r}",
-                    "Pass the log of the run that the backup is from, or delete both to start "
-                    "again",
-                )
+                f"The backup can't be restored by the growth log {str(self.path)!r}",
+                "the log knows no architecture with weights of its shapes",
+                ("Pass the log of the run that the backup is from, or delete both to start again"),
+                received=f"log={str(self.path)!r}",
             )
         # Where a model has had the same sizes twice, the epoch tells.
         past = [i for i in stages if all((g.epoch or 0) <= epoch for g in log.growths[:i])]
@@ -283,13 +276,13 @@ class Recorder:
         """
         if self._log is not None and architecture(model) != self._log.stages[-1]:
             raise LogError(
-                explain(
-                    f"The growth of {model.name!r} can't be recorded",
+                f"The growth of {model.name!r} can't be recorded",
+                (
                     "the model has changed since the last growth in the log, so that nobody "
-                    "could do it again",
-                    f"log={str(self.path)!r}",
-                    "Let callbacks that share one log do all growths, or let none keep a log",
-                )
+                    "could do it again"
+                ),
+                "Let callbacks that share one log do all growths, or let none keep a log",
+                received=f"log={str(self.path)!r}",
             )
         return lasting(model, operations)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from keras_net2net.errors import LogError, explain
+from keras_net2net.errors import LogError
 from keras_net2net.operations.base import Operation
 from keras_net2net.training.resume.architecture import Architecture, architecture
 from keras_net2net.training.resume.files import replacing
@@ -166,14 +166,16 @@ class GrowthLog:
         if not stages:
             known = ", ".join(f"{one.parameters:,}" for one in dict.fromkeys(self.stages))
             raise LogError(
-                explain(
-                    f"The growth log isn't of the model {model.name!r}",
+                f"The growth log isn't of the model {model.name!r}",
+                (
                     f"it knows {len(set(self.stages))} architectures, of {known} parameters, and "
-                    "none is that of this model",
-                    f"a model with {now.parameters:,} parameters",
+                    "none is that of this model"
+                ),
+                (
                     "Pass the model that the log was begun with, or another path for the log of "
-                    "this one",
-                )
+                    "this one"
+                ),
+                received=f"a model with {now.parameters:,} parameters",
             )
         last = tuple(self.behind())
 
@@ -214,13 +216,13 @@ class GrowthLog:
 
 def _unreadable(path: pathlib.Path, reason: str) -> LogError:
     return LogError(
-        explain(
-            f"The growth log {str(path)!r} can't be read",
-            reason,
-            f"log={str(path)!r}",
+        f"The growth log {str(path)!r} can't be read",
+        reason,
+        (
             "Pass the path of a log that `GrowthScheduler(..., log=path)` or `GrowOnPlateau(..., "
-            "log=path)` wrote; to begin a new one, delete or rename the file",
-        )
+            "log=path)` wrote; to begin a new one, delete or rename the file"
+        ),
+        received=f"log={str(path)!r}",
     )
 
 
@@ -390,13 +392,13 @@ def as_config(operation: Operation) -> dict[str, Any]:
         else:
             return dict(config)
     raise LogError(
-        explain(
-            f"The operation {operation!r} can't be written into a growth log",
-            problem,
-            repr(operation),
+        f"The operation {operation!r} can't be written into a growth log",
+        problem,
+        (
             "Register its class with `keras.saving.register_keras_serializable(package=...)`, and "
-            "give it a `get_config` of what JSON can hold",
-        )
+            "give it a `get_config` of what JSON can hold"
+        ),
+        received=repr(operation),
     )
 
 

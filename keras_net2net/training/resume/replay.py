@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_net2net.errors import GrowthError, LogError, explain, whole_number
+from keras_net2net.errors import GrowthError, LogError, whole_number
 from keras_net2net.growth.grow import grow
 from keras_net2net.growth.report import GrowthReport
 from keras_net2net.growth.transaction import Transaction
@@ -141,14 +141,16 @@ def bring(
     undone = [place for place in begun if place not in wanted]
     if undone:
         raise LogError(
-            explain(
-                f"The model {model.name!r} can't be brought to that place of the log",
+            f"The model {model.name!r} can't be brought to that place of the log",
+            (
                 f"it has growth {undone[0] + 1} of the log behind it, which was undone later, and "
-                "only the run itself could do that",
-                f"a model with {model.count_params():,} parameters",
+                "only the run itself could do that"
+            ),
+            (
                 "Build the model as it was before the first growth, or take weights from before "
-                "that growth or after its undoing",
-            )
+                "that growth or after its undoing"
+            ),
+            received=f"a model with {model.count_params():,} parameters",
         )
     reports = {}
     with Transaction.around() as whole:
@@ -161,15 +163,17 @@ def bring(
                 now = architecture(model)
                 if now.layers != growth.after.layers:
                     raise LogError(
-                        explain(
-                            f"Growth {place + 1} of the log can't be done again to {model.name!r}",
+                        f"Growth {place + 1} of the log can't be done again to {model.name!r}",
+                        (
                             f"it led to {growth.after.parameters:,} parameters then, and leads to "
                             f"{now.parameters:,} and other layers now: it depends on the weights, "
-                            "or on code that has changed",
-                            f"{list(growth.operations)!r}",
+                            "or on code that has changed"
+                        ),
+                        (
                             "Load the weights from before the growth first, or build the model as "
-                            "it was then",
-                        )
+                            "it was then"
+                        ),
+                        received=f"{list(growth.operations)!r}",
                     )
             whole.on_roll_back(one.roll_back)
     return reports
@@ -225,12 +229,10 @@ def upgrade_weights(
     output = pathlib.Path(output)
     if not output.name.endswith(".weights.h5"):
         raise GrowthError(
-            explain(
-                "The weights can't be written",
-                "Keras reads weights from files whose names end in '.weights.h5'",
-                f"output={str(output)!r}",
-                "Pass a name such as 'grown.weights.h5'",
-            )
+            "The weights can't be written",
+            "Keras reads weights from files whose names end in '.weights.h5'",
+            "Pass a name such as 'grown.weights.h5'",
+            received=f"output={str(output)!r}",
         )
     read = GrowthLog.read(log)
     model = build()
@@ -238,23 +240,19 @@ def upgrade_weights(
         digest = digest_of_file(path)
     except OSError as error:
         raise GrowthError(
-            explain(
-                f"The weights {str(path)!r} can't be read",
-                str(error),
-                f"path={str(path)!r}",
-                "Pass a file that `model.save_weights` wrote",
-            )
+            f"The weights {str(path)!r} can't be read",
+            str(error),
+            "Pass a file that `model.save_weights` wrote",
+            received=f"path={str(path)!r}",
         ) from error
     begun = read.stage_of(model)
     stages = [i for i, one in enumerate(read.stages) if one.weights == digest and i >= begun]
     if not stages:
         raise LogError(
-            explain(
-                f"The weights {str(path)!r} aren't of a model of the growth log",
-                "no architecture that it knows has weights of these shapes",
-                f"path={str(path)!r}, log={str(log)!r}",
-                "Pass weights that were saved in a run with this log",
-            )
+            f"The weights {str(path)!r} aren't of a model of the growth log",
+            "no architecture that it knows has weights of these shapes",
+            "Pass weights that were saved in a run with this log",
+            received=f"path={str(path)!r}, log={str(log)!r}",
         )
     replay(model, read.until(stages[-1]), verify=False, calibration=calibration)
     optimizer = getattr(model, "optimizer", None)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_net2net.errors import LogError, explain
+from keras_net2net.errors import LogError
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.training.resume.files import replacing
 
@@ -106,12 +106,10 @@ def with_values(log: pathlib.Path, number: int, values: Values, held: list[np.nd
 
 def _unusable(log: pathlib.Path, number: int, why: str) -> LogError:
     return LogError(
-        explain(
-            f"Growth {number} of the log, which is on trial, couldn't be undone",
-            f"the values from before it can't be read: {why}",
-            f"log={str(log)!r}, with {str(_file(log, number))!r} beside it",
-            "Put the file back, or delete the log and the backup to start again",
-        )
+        f"Growth {number} of the log, which is on trial, couldn't be undone",
+        f"the values from before it can't be read: {why}",
+        "Put the file back, or delete the log and the backup to start again",
+        received=f"log={str(log)!r}, with {str(_file(log, number))!r} beside it",
     )
 
 
