@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import keras
@@ -20,12 +21,14 @@ from keras_net2net.operations.base import (
     plain,
 )
 from keras_net2net.operations.deeper.blocks import Block, channel_axis, find_block
+from keras_net2net.operations.deeper.building import Builder, Namer
 from keras_net2net.operations.deeper.factor import factorise
 from keras_net2net.operations.deeper.forms import (
     Site,
     calibrate,
     choose,
     identity_chain,
+    insert_chains,
     normalization_notes,
 )
 from keras_net2net.operations.deeper.identities import (
@@ -34,15 +37,20 @@ from keras_net2net.operations.deeper.identities import (
     FAMILY_NAMES,
     KERNELS,
     activation_label,
-    in_a_row,
     leaves_alone,
-    new_name,
     prelu,
 )
-from keras_net2net.operations.deeper.residual import can_branch, draft_residual, insert_block
+from keras_net2net.operations.deeper.repeat import Part
+from keras_net2net.operations.deeper.residual import (
+    Options,
+    block_between,
+    blocks_behind,
+    can_branch,
+    insert_blocks,
+)
 from keras_net2net.operations.wider import Wider
 from keras_net2net.planning.draft import Draft, Inserted
-from keras_net2net.planning.plan import Insertion, Step
+from keras_net2net.planning.plan import Step
 from keras_net2net.widths.facts import Facts
 
 FORMS = ("identity", "prelu", "residual", "factor", "auto")
@@ -291,7 +299,7 @@ class Deeper(Operation):
     def draft(self, draft: Draft) -> list[Step]:
         """Inserts the layers into a draft."""
         if self._repeats:
-            return draft_residual(self, draft)
+            return self._draft_blocks(draft)
         found = [
             match.facts
             for match in find_layers(draft, self.layers, repr(self))
@@ -312,6 +320,26 @@ class Deeper(Operation):
         if self.units is not None:
             steps += self._widened(draft, steps)
         return steps
+
+    def _draft_blocks(self, draft: Draft) -> list[Step]:
+        """Inserts residual blocks, or repeats the part between two tensors."""
+        received = repr(self)
+        ends: dict[int, Tensor] = {}
+        if self.between is not None:
+            return [self._block(draft, block_between(draft, self.between, received), ends)]
+        found = blocks_behind(draft, self.layers, received)
+        return [self._block(draft, target, ends) for target in found]
+
+    def _block(
+        self,
+        draft: Draft,
+        target: Part | Block,
+        ends: dict[int, Tensor],
+        notes: tuple[str, ...] = (),
+    ) -> Step:
+        options = Options(self.count, self.batch_norm, self.activation, self.units)
+        insertions, more = insert_blocks(draft, target, options, ends, repr(self))
+        return Step(self, insertions=tuple(insertions), notes=(*notes, *more))
 
     @property
     def _family(self) -> tuple[type, ...]:
@@ -364,21 +392,13 @@ class Deeper(Operation):
 
     def _after(self, draft: Draft, site: Site) -> Step:
         """Inserts the layers after one layer."""
-        form, notes = (self.form, []) if self.form != "auto" else _chosen(site)
+        form, notes = choose(site) if self.form == "auto" else (self.form, ())
         if form == "residual":
-            step = insert_block(self, draft, site.blocks[0])
-            return dataclasses.replace(step, notes=(*notes, *step.notes))
-        ends = [block.end for block in site.blocks]
-        insertions: list[Insertion] = []
-        previous = site.facts.path
-        for _ in range(self.count):
-            chain = in_a_row(self._chain(draft, site, form), previous)
-            for i, block in enumerate(site.blocks):
-                ends[i] = draft.insert(block.graph, ends[i], chain)
-            insertions += [inserted.insertion for inserted in chain]
-            previous = chain[0].insertion.path
-        notes += normalization_notes(insertions, site)
-        return Step(self, insertions=tuple(insertions), notes=tuple(notes))
+            return self._block(draft, site.blocks[0], {}, notes)
+        chain = functools.partial(self._chain, draft, site, form)
+        insertions = insert_chains(draft, site, self.count, chain, followed=0)
+        notes = (*notes, *normalization_notes(insertions, site))
+        return Step(self, insertions=tuple(insertions), notes=notes)
 
     def _widened(self, draft: Draft, steps: list[Step]) -> list[Step]:
         """Widens what was inserted."""
@@ -432,8 +452,7 @@ class Deeper(Operation):
     def _chain(self, draft: Draft, site: Site, form: str) -> list[Inserted]:
         """The layers that one identity is made of: kernel, normalization, activation."""
         layer, block = site.layer, site.blocks[0]
-        name = new_name(draft, layer.name, "deeper")
-        path = f"{block.graph.path}/{name}" if block.graph.path else name
+        path = Builder(draft, block.graph).path(Namer(draft).stem(layer.name))
         activation = self._activation(site.blocks) if form == "identity" else None
         inline = (block.inline or self.activation is not None) and not site.normalized
         inline = inline or (block.activation is None and self.activation is None)
@@ -448,8 +467,3 @@ class Deeper(Operation):
         if form == "prelu":
             chain.append(prelu(layer, f"{path}_prelu", block.end))
         return chain
-
-
-def _chosen(site: Site) -> tuple[str, list[str]]:
-    form, note = choose(site)
-    return form, [note]

@@ -19,7 +19,8 @@ from keras_net2net import internals
 from keras_net2net.errors import GrowthError, SizeError
 from keras_net2net.operations.base import label
 from keras_net2net.operations.deeper.blocks import channel_axis
-from keras_net2net.operations.deeper.identities import KERNELS, made, new_name
+from keras_net2net.operations.deeper.building import Builder, Namer, new_layer, resized
+from keras_net2net.operations.deeper.identities import KERNELS, size_key
 from keras_net2net.planning.changes import VariableReplacement
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import InitialWeight, Step
@@ -114,22 +115,14 @@ def factorise(operation: Any, draft: Draft, facts: Facts, rank: int | None) -> S
             received=received,
         )
     first, second, error = factors(kernel, units)
-    calls = draft.calls_of(layer)
-    prefix = facts.path.rpartition("/")[0]
-    path = (prefix + "/" if prefix else "") + new_name(draft, layer.name, "factor")
-    for graph, _ in calls:
-        draft.check_open(graph, path)
+    path = "".join(facts.path.rpartition("/")[:2]) + Namer(draft, "factor").stem(layer.name)
     source = f"{facts.path}/kernel"
     weight = InitialWeight(
         "kernel", first.shape, first.astype(kernel.dtype), source=(source, Factor(units, True))
     )
     config = {**layer.get_config(), "use_bias": False, "activation": "linear"}
-    config.update(activity_regularizer=None)
-    config["units" if isinstance(layer, layers.Dense) else "filters"] = units
-    new = made(path, type(layer), config, [weight])
-    new = dataclasses.replace(
-        new, insertion=dataclasses.replace(new.insertion, after=_before(calls[0]))
-    )
+    config |= {"activity_regularizer": None, size_key(layer): units}
+    new = new_layer(path, type(layer), config, [weight])
     settings: dict[str, Any] = {}
     if not isinstance(layer, layers.Dense):
         ones = (1,) * len(layer.kernel_size)
@@ -137,10 +130,10 @@ def factorise(operation: Any, draft: Draft, facts: Facts, rank: int | None) -> S
         settings["padding"] = "valid"
     replaced = VariableReplacement(source, second.shape, Factor(units, False))
     change = draft.replace(facts, settings, [replaced])
-    for graph, call in calls:
-        shape = list(call.outputs[0].shape)
-        shape[channel_axis(layer, call.outputs[0])] = units
-        draft.insert_before(graph, call, new, tuple(shape))
+    for graph, call in draft.calls_of(layer):
+        like = resized(call.outputs[0], channel_axis(layer, call.outputs[0]), units)
+        builder = Builder(draft, graph)
+        builder.finish(call.inputs[0], builder.put(new, call.inputs[0], like), call)
     notes = (f"{facts.path}: factored through {units} units, {_how_well(error)}",)
     return Step(
         operation,
@@ -149,16 +142,6 @@ def factorise(operation: Any, draft: Draft, facts: Facts, rank: int | None) -> S
         notes=notes,
         exact=error == 0.0,
     )
-
-
-def _before(site: Any) -> str:
-    """The path of what makes the input of a call."""
-    graph, call = site
-    x = call.inputs[0]
-    for other in graph.calls:
-        if any(made is x for made in other.outputs):
-            return str(other.path)
-    return str(internals.input_layer(x.keras_tensor).name)  # type: ignore[union-attr]
 
 
 def _how_well(error: float) -> str:

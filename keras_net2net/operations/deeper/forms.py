@@ -9,6 +9,7 @@ from typing import Any
 from keras import layers
 
 from keras_net2net.operations.deeper.blocks import Block
+from keras_net2net.operations.deeper.building import insert_in_a_row
 from keras_net2net.operations.deeper.identities import (
     activation_label,
     activation_layer,
@@ -102,10 +103,10 @@ CHOICES = (
 )
 
 
-def choose(site: Site) -> tuple[str, str]:
+def choose(site: Site) -> tuple[str, tuple[str, ...]]:
     """The form that fits a layer best, and a note that says why."""
     choice = next(choice for choice in CHOICES if choice.fits(site))
-    return choice.form, f"{site.facts.path}: form {choice.form!r}, since {choice.why}"
+    return choice.form, (f"{site.facts.path}: form {choice.form!r}, since {choice.why}",)
 
 
 def calibrate(draft: Draft, sites: list[Site], data: Any = None) -> None:
@@ -166,8 +167,37 @@ def identity_chain(
     if site.normalized:
         chain.append(normalization(site.layer, block, f"{path}_bn", site.moments, block.end))
     if activation is not None and not inline and not is_linear(activation):
-        chain.append(activation_layer(activation, f"{path}_{activation_label(activation)}"))
+        path = f"{path}_{activation_label(activation)}"
+        chain.append(activation_layer(activation, path, block.end))
     return chain
+
+
+def insert_chains(
+    draft: Draft, site: Site, count: int, chain: Callable[[], list[Inserted]], followed: int
+) -> list[Insertion]:
+    """Inserts identities behind a layer, at each call of it.
+
+    Args:
+        draft: The draft.
+        site: The layer.
+        count: How many identities.
+        chain: Makes the layers of the next one.
+        followed: The position of that layer in a chain that the plan says the next chain
+            stands behind.
+
+    Returns:
+        What was inserted.
+    """
+    ends = [block.end for block in site.blocks]
+    graphs = [block.graph for block in site.blocks]
+    behind = site.facts.path
+    insertions: list[Insertion] = []
+    for _ in range(count):
+        made = chain()
+        ends = insert_in_a_row(draft, made, zip(graphs, ends, strict=True), behind)
+        insertions += [inserted.insertion for inserted in made]
+        behind = made[followed].path
+    return insertions
 
 
 def _axis(layer: Any, block: Block) -> int:
