@@ -438,10 +438,12 @@ class Draft:
             reader: The only call that is to read `last`; there is one new call then.
                 Defaults to `None`: all calls do, and `last` has the shape of `after`.
         """
-        self.check_open(g, made[0].path)
         for inserted in made:
             if inserted.path not in self.inserted:
-                self._enter(inserted)
+                self.inserted[inserted.path] = inserted
+                for weight in inserted.insertion.weights:
+                    self.shapes[f"{inserted.path}/{weight.name}"] = weight.shape
+                    self.parameters += _count(weight.shape)
         if reader is None:
             g.insert_after(after, calls, last)
         else:
@@ -476,13 +478,6 @@ class Draft:
         self._inference = None
         kind = type(facts.operation).__name__
         return LayerChange(facts.path, kind, tuple(changed), variables)
-
-    def _enter(self, inserted: Inserted) -> None:
-        """Notes a layer that is inserted."""
-        self.inserted[inserted.path] = inserted
-        for weight in inserted.insertion.weights:
-            self.shapes[f"{inserted.path}/{weight.name}"] = weight.shape
-            self.parameters += _count(weight.shape)
 
     def check_open(self, g: Graph, path: str) -> None:
         """Checks that a layer can be inserted into a graph.

@@ -139,6 +139,7 @@ class Builder:
 
     def call(self, inserted: Inserted, args: tuple, kwargs: dict, like: list[Tensor]) -> Call:
         """Adds a call of a new layer, which makes tensors like these."""
+        self.draft.check_open(self.graph, inserted.path)
         outputs = [Tensor(x.shape, x.dtype) for x in like]
         call = Call(inserted.layer, inserted.path, args, kwargs, outputs)
         if not inserted.insertion.after:

@@ -184,37 +184,34 @@ class Deeper(Operation):
     rank: int | None = None
     calibration: Any = dataclasses.field(default=None, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        received = repr(self)
-        count = whole_number(self.count, "`count`", received, kind="a number of layers")
+    def _check(self) -> None:
+        count = whole_number(self.count, "`count`", kind="a number of layers")
         self._set(layers=fixed_request(self.layers), count=count)
         if self.units is not None:
-            self._set(units=whole_number(self.units, "`units`", received))
-        check_normalized(self.batch_norm, received, "the layer's block")
+            self._set(units=whole_number(self.units, "`units`"))
+        check_normalized(self.batch_norm, "the layer's block")
         if self.between is not None:
-            self._set(between=self._pair(received))
+            self._set(between=self._pair())
         elif self.layers is None:
             raise GrowthError(
                 "No layer was named",
                 "a layer is inserted after another one",
                 "Pass the layer after which to insert, such as `Deeper('conv2')`",
-                received=received,
             )
         if self.activation is not None:
-            self._set(activation=self._named_activation(received))
-        self._check_form(received)
+            self._set(activation=self._named_activation())
+        self._check_form()
 
-    def _check_form(self, received: str) -> None:
+    def _check_form(self) -> None:
         """Checks the form, and that the other arguments mean something for it."""
         if self.form not in FORMS:
             raise GrowthError(
                 f"`form` can't be {self.form!r}",
                 "it is what an inserted layer starts as",
                 f"Pass one of {', '.join(map(repr, FORMS))}",
-                received=received,
             )
         if self.rank is not None:
-            rank = whole_number(self.rank, "`rank`", received)
+            rank = whole_number(self.rank, "`rank`")
             self._set(rank=rank)
         form = "residual" if self.between is not None else self.form
         for name, why in _UNUSED[form].items():
@@ -224,10 +221,9 @@ class Deeper(Operation):
                     f"`{name}` means nothing for the form {form!r}",
                     why,
                     f"Leave `{name}` out, or pass another `form`",
-                    received=received,
                 )
 
-    def _pair(self, received: str) -> tuple[Any, Any]:
+    def _pair(self) -> tuple[Any, Any]:
         """The two ends of a part, in their plain form."""
         pair = self.between
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -235,18 +231,16 @@ class Deeper(Operation):
                 f"`between` can't be {plain(pair)!r}",
                 "it names the two ends of the part that is repeated",
                 "Pass for example `between=('block1_out', 'block2_out')`",
-                received=received,
             )
         if self.layers is not None or self.form not in ("identity", "residual"):
             raise GrowthError(
                 "`between` can't be combined with `layers` or another `form`",
                 "the part between two tensors is repeated behind the second of them",
                 "Pass `Deeper(between=(a, b))` alone",
-                received=received,
             )
         return tuple(pair)
 
-    def _named_activation(self, received: str) -> Any:
+    def _named_activation(self) -> Any:
         """The activation by its name where it has one, so that operations compare."""
         try:
             function = keras.activations.get(self.activation)
@@ -255,7 +249,6 @@ class Deeper(Operation):
                 f"`activation` can't be {self.activation!r}",
                 "it is the name of an activation, a function or an activation layer",
                 "Pass for example `activation='relu'`",
-                received=received,
             ) from error
         return activation_name(function) or function
 
@@ -302,7 +295,7 @@ class Deeper(Operation):
             return self._draft_blocks(draft)
         found = [
             match.facts
-            for match in find_layers(draft, self.layers, repr(self))
+            for match in find_layers(draft, self.layers)
             if match.named or isinstance(match.facts.operation, self._family)
         ]
         if not found:
@@ -310,7 +303,6 @@ class Deeper(Operation):
                 f"No layer of {draft.model.name!r} that was asked for can be deepened",
                 "only Dense and convolution layers have an identity",
                 f"Name {FAMILY_NAMES}",
-                received=repr(self),
             )
         if self.form == "factor":
             return [factorise(self, draft, facts, self.rank) for facts in found]
@@ -323,11 +315,10 @@ class Deeper(Operation):
 
     def _draft_blocks(self, draft: Draft) -> list[Step]:
         """Inserts residual blocks, or repeats the part between two tensors."""
-        received = repr(self)
         ends: dict[int, Tensor] = {}
         if self.between is not None:
-            return [self._block(draft, block_between(draft, self.between, received), ends)]
-        found = blocks_behind(draft, self.layers, received)
+            return [self._block(draft, block_between(draft, self.between), ends)]
+        found = blocks_behind(draft, self.layers)
         return [self._block(draft, target, ends) for target in found]
 
     def _block(
@@ -338,7 +329,7 @@ class Deeper(Operation):
         notes: tuple[str, ...] = (),
     ) -> Step:
         options = Options(self.count, self.batch_norm, self.activation, self.units)
-        insertions, more = insert_blocks(draft, target, options, ends, repr(self))
+        insertions, more = insert_blocks(draft, target, options, ends)
         return Step(self, insertions=tuple(insertions), notes=(*notes, *more))
 
     @property
@@ -354,7 +345,6 @@ class Deeper(Operation):
                 f"No layer can be inserted after {label(facts)}",
                 f"{type(layer).__name__} has no identity of its family",
                 f"Name {FAMILY_NAMES}",
-                received=repr(self),
             )
         blocks = [find_block(g, call) for g, call in draft.calls_of(layer)]
         own = blocks[0].normalization is not None
@@ -387,7 +377,6 @@ class Deeper(Operation):
             f"The layer after {label(facts)} can't have {self.units} units",
             why,
             instead,
-            received=repr(self),
         )
 
     def _after(self, draft: Draft, site: Site) -> Step:
@@ -407,7 +396,7 @@ class Deeper(Operation):
         ]
         facts = {one.path: one for one in draft.layers()}
         narrow = [path for path in paths if facts[path].main.size != self.units]
-        return Wider(narrow, self.units).draft(draft) if narrow else []
+        return Wider(narrow, self.units).steps(draft) if narrow else []
 
     def _activation(self, blocks: list[Block]) -> Any | None:
         """The new layers' activation: a function, or an activation layer; `None`: none fits.
@@ -446,7 +435,6 @@ class Deeper(Operation):
                 "Pass `activation='linear'` or `form='prelu'`, or name a layer with ReLU or no "
                 "activation"
             ),
-            received=repr(self),
         )
 
     def _chain(self, draft: Draft, site: Site, form: str) -> list[Inserted]:
@@ -457,13 +445,6 @@ class Deeper(Operation):
         inline = (block.inline or self.activation is not None) and not site.normalized
         inline = inline or (block.activation is None and self.activation is None)
         chain = identity_chain(site, layer, path, activation, inline)
-        if isinstance(chain, str):
-            raise GrowthError(
-                f"No layer can be inserted after {label(site.facts)}",
-                chain,
-                f"Name {FAMILY_NAMES}",
-                received=repr(self),
-            )
         if form == "prelu":
             chain.append(prelu(layer, f"{path}_prelu", block.end))
         return chain

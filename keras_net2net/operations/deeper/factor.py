@@ -102,8 +102,7 @@ def factorise(operation: Any, draft: Draft, facts: Facts, rank: int | None) -> S
         GrowthError: If the layer has no factors.
     """
     layer = facts.operation
-    received = repr(operation)
-    _check(facts, received)
+    _check(facts)
     kernel = internals.read_variable(layer.kernel)
     largest = min(int(np.prod(kernel.shape[:-1])), kernel.shape[-1])
     units = largest if rank is None else rank
@@ -112,7 +111,6 @@ def factorise(operation: Any, draft: Draft, facts: Facts, rank: int | None) -> S
             f"{label(facts)} can't be factored through {units} units",
             f"its kernel of shape {tuple(kernel.shape)} has a rank of at most {largest}",
             f"Pass `rank={largest}` at most, and widen the new layer afterwards",
-            received=received,
         )
     first, second, error = factors(kernel, units)
     path = "".join(facts.path.rpartition("/")[:2]) + Namer(draft, "factor").stem(layer.name)
@@ -150,7 +148,7 @@ def _how_well(error: float) -> str:
     return f"with a relative error of {error:.1e} of its kernel (in the spectral norm)"
 
 
-def _check(facts: Facts, received: str) -> None:
+def _check(facts: Facts) -> None:
     layer = facts.operation
     if type(layer) not in KERNELS or not facts.has_rule:
         why = f"{type(layer).__name__} has no kernel that is a matrix of inputs and outputs"
@@ -162,5 +160,4 @@ def _check(facts: Facts, received: str) -> None:
         f"{label(facts)} can't be factored",
         why,
         "Name a Dense, Conv1D, Conv2D or Conv3D layer without groups",
-        received=received,
     )

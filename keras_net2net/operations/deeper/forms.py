@@ -8,9 +8,12 @@ from typing import Any
 
 from keras import layers
 
+from keras_net2net.errors import GrowthError
+from keras_net2net.operations.base import label
 from keras_net2net.operations.deeper.blocks import Block
 from keras_net2net.operations.deeper.building import insert_in_a_row
 from keras_net2net.operations.deeper.identities import (
+    FAMILY_NAMES,
     activation_label,
     activation_layer,
     bn_axis,
@@ -146,7 +149,7 @@ def calibrate(draft: Draft, sites: list[Site], data: Any = None) -> None:
 
 def identity_chain(
     site: Site, layer: Any, path: str, activation: Any, inline: bool
-) -> list[Inserted] | str:
+) -> list[Inserted]:
     """The layers that one identity is made of: kernel, normalization, activation.
 
     Args:
@@ -157,12 +160,17 @@ def identity_chain(
         inline: Whether the activation is the kernel layer's own.
 
     Returns:
-        The layers, or why there are none.
+        The layers.
+
+    Raises:
+        GrowthError: If there are none.
     """
     block = site.blocks[0]
     kernel = kernel_layer(layer, path, block.end, activation if inline else None)
     if isinstance(kernel, str):
-        return kernel
+        raise GrowthError(
+            f"No layer can be inserted after {label(site.facts)}", kernel, f"Name {FAMILY_NAMES}"
+        )
     chain = [kernel]
     if site.normalized:
         chain.append(normalization(site.layer, block, f"{path}_bn", site.moments, block.end))

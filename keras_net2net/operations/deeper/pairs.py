@@ -95,11 +95,10 @@ class DeeperPairs(Operation):
     batch_norm: bool | None = None
     calibration: Any = dataclasses.field(default=None, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        received = repr(self)
-        count = whole_number(self.count, "`count`", received, kind="a number of pairs")
+    def _check(self) -> None:
+        count = whole_number(self.count, "`count`", kind="a number of pairs")
         self._set(layers=fixed_request(self.layers), count=count)
-        check_normalized(self.batch_norm, received, "the pair")
+        check_normalized(self.batch_norm, "the pair")
 
     @property
     def exact(self) -> bool:
@@ -130,20 +129,19 @@ class DeeperPairs(Operation):
         pairs = find_pairs(draft)
         named: set[int] = set()
         if self.layers is not None:
-            matches = find_layers(draft, self.layers, repr(self))
+            matches = find_layers(draft, self.layers)
             wanted = {id(match.facts.operation) for match in matches}
             named = {id(match.facts.operation) for match in matches if match.named}
             found = {id(one) for pair in pairs for one in _layers_of(pair)}
             for match in matches:
                 if match.named and id(match.facts.operation) not in found:
-                    raise _no_pair(match.facts, repr(self))
+                    raise _no_pair(match.facts)
             pairs = [pair for pair in pairs if any(id(x) in wanted for x in _layers_of(pair))]
         if not pairs:
             raise GrowthError(
                 f"No pair of {draft.model.name!r} can be followed by another",
                 "there is no Conv2D of a kernel 1xn (n > 1) whose block is read by one of nx1",
                 "Use `Deeper` to insert single layers",
-                received=repr(self),
             )
         kept, skipped = [], []
         for pair in pairs:
@@ -158,7 +156,6 @@ class DeeperPairs(Operation):
                     f"No pair can be inserted after {label(pair.second)}",
                     why,
                     "Name a pair with ReLU or no activation",
-                    received=repr(self),
                 )
             skipped.append(Skipped(pair.second.path, why))
         return kept, tuple(skipped)
@@ -179,10 +176,7 @@ class DeeperPairs(Operation):
                 f"{name}_{'x'.join(map(str, layer.kernel_size))}"
             )
             # After the block of the second, whichever of the two its kernel is like.
-            one = identity_chain(site, layer, path, block.function, inline)
-            if isinstance(one, str):
-                raise GrowthError(one)
-            chain += one
+            chain += identity_chain(site, layer, path, block.function, inline)
         return chain
 
 
@@ -221,10 +215,9 @@ def _layers_of(pair: Pair) -> tuple[Any, Any]:
     return pair.first.call.operation, pair.second.operation
 
 
-def _no_pair(facts: Facts, received: str) -> GrowthError:
+def _no_pair(facts: Facts) -> GrowthError:
     return GrowthError(
         f"No pair can be inserted after {label(facts)}",
         "it isn't one of a Conv2D of a kernel 1xn (n > 1) and one of nx1 that reads its block",
         "Name one of such a pair, or use `Deeper` to insert single layers",
-        received=received,
     )

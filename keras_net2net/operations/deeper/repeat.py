@@ -47,14 +47,14 @@ class Part:
     last: str
 
 
-def part_between(graph: Graph, start: Place, end: Place, received: str) -> Part:
+def part_between(graph: Graph, start: Place, end: Place) -> Part:
     """The part between two tensors of a graph, and how it becomes the identity.
 
     Raises:
         GrowthError: If there is no way from one to the other, or it can't be repeated.
     """
     if graph.opened:
-        raise not_rewired(graph, received)
+        raise not_rewired(graph)
     calls = between(graph, start.tensor, end.tensor)
     if not calls:
         back = between(graph, end.tensor, start.tensor)
@@ -66,7 +66,6 @@ def part_between(graph: Graph, start: Place, end: Place, received: str) -> Part:
                 if back
                 else "Name a layer, and one that comes behind it"
             ),
-            received=received,
         )
     calls = [dataclasses.replace(call) for call in calls]
     silencer = Silencer(calls, start.tensor, values_of(graph, end.tensor))
@@ -77,7 +76,6 @@ def part_between(graph: Graph, start: Place, end: Place, received: str) -> Part:
             f"The part from {start.path!r} to {end.path!r} can't be repeated",
             "nothing in it has weights that could learn",
             "Name layers with layers between them that have weights",
-            received=received,
         )
     solution = silencer.identity(end.tensor)
     wrapped = None

@@ -49,22 +49,19 @@ class Options:
     units: int | None = None
 
 
-def blocks_behind(draft: Draft, wanted: Any, received: str) -> list[Part | Block]:
+def blocks_behind(draft: Draft, wanted: Any) -> list[Part | Block]:
     """What is to be inserted behind the layers that are named."""
-    found = [
-        target for item in _items(wanted, received) for target in _targets(draft, item, received)
-    ]
+    found = [target for item in _items(wanted) for target in _targets(draft, item)]
     return list({_identity_of(target): target for target in found}.values())
 
 
-def _items(wanted: Any, received: str) -> list[Any]:
+def _items(wanted: Any) -> list[Any]:
     if isinstance(wanted, (list, tuple)):
         if not wanted:
             raise UnknownLayerError(
                 "No layer was named",
                 "the list is empty",
                 "Name a layer",
-                received=received,
             )
         return list(wanted)
     return [wanted]
@@ -75,39 +72,38 @@ def _identity_of(target: Part | Block) -> tuple[int, int]:
     return id(start), id(target.end)
 
 
-def block_between(draft: Draft, pair: tuple[Any, Any], received: str) -> Part:
+def block_between(draft: Draft, pair: tuple[Any, Any]) -> Part:
     """The part between two tensors that are named, of which a copy is to be inserted."""
-    start, end = (find_place(draft, item, received) for item in pair)
+    start, end = (find_place(draft, item) for item in pair)
     if start.graph is not end.graph:
         raise GrowthError(
             f"The part from {start.path!r} to {end.path!r} can't be repeated",
             "the two are in different models",
             "Name two layers of one model, both nested or both not",
-            received=received,
         )
-    part = part_between(start.graph, start, end, received)
+    part = part_between(start.graph, start, end)
     if not same_shape(start.tensor, end.tensor):
-        raise _other_shape(part, received)
+        raise _other_shape(part)
     return part
 
 
 # -- blocks ----------------------------------------------------------------------------
 
 
-def _targets(draft: Draft, item: Any, received: str) -> list[Part | Block]:
+def _targets(draft: Draft, item: Any) -> list[Part | Block]:
     """What is to be inserted behind the layers that an item names."""
     if isinstance(item, str) and any(character in item for character in "*?["):
-        return _of_pattern(draft, item, received)
-    place = find_place(draft, item, received)
+        return _of_pattern(draft, item)
+    place = find_place(draft, item)
     if place.call is None:
-        raise _no_block(draft, place, received)
-    found = _block_part(place, received)
+        raise _no_block(draft, place)
+    found = _block_part(place)
     if found is not None:
         return [found]
-    return [_plain(draft, place, received)]
+    return [_plain(draft, place)]
 
 
-def _of_pattern(draft: Draft, pattern: str, received: str) -> list[Part | Block]:
+def _of_pattern(draft: Draft, pattern: str) -> list[Part | Block]:
     places = [
         Place(graph, call, call.outputs[0])
         for graph in draft.graph.subgraphs()
@@ -120,31 +116,30 @@ def _of_pattern(draft: Draft, pattern: str, received: str) -> list[Part | Block]
             f"The pattern {pattern!r} matches no layer of the model {draft.model.name!r}",
             "none of its layers is called like that",
             "Use a name from `[layer.name for layer in model.layers]`",
-            received=received,
         )
     rewired = [place for place in places if not place.graph.opened]
     if not rewired:
-        raise not_rewired(places[0].graph, received)
+        raise not_rewired(places[0].graph)
     found: list[Part | Block] = []
     for place in rewired:
-        part = _block_part(place, received, only_ends=True)
+        part = _block_part(place, only_ends=True)
         if part is not None:
             found.append(part)
     if not found:
         family = [p for p in rewired if p.call and isinstance(p.call.operation, KERNELS)]
-        found = [_plain(draft, place, received) for place in family]
+        found = [_plain(draft, place) for place in family]
     if not found:
-        raise _no_block(draft, rewired[0], received)
+        raise _no_block(draft, rewired[0])
     return found
 
 
-def _block_part(place: Place, received: str, only_ends: bool = False) -> Part | None:
+def _block_part(place: Place, only_ends: bool = False) -> Part | None:
     """The block that a layer ends, if there is one."""
     graph, call = place.graph, place.call
     if call is None:
         return None
     if call.inner is not None:
-        part = _composite(place, received)
+        part = _composite(place)
         if part is not None:
             return part
     sums = {id(one.call): one for one in sums_of(graph)}
@@ -164,11 +159,9 @@ def _block_part(place: Place, received: str, only_ends: bool = False) -> Part | 
     run = run_of(graph, end, sums)
     at = run.index(end)
     start = run[at - period_of(graph, run, at) + 1].start
-    part = part_between(
-        graph, Place(graph, graph.maker(start), start), _place(graph, tensor), received
-    )
+    part = part_between(graph, Place(graph, graph.maker(start), start), _place(graph, tensor))
     if not same_shape(start, tensor):
-        raise _other_shape(part, received, sums)
+        raise _other_shape(part, sums)
     return part
 
 
@@ -176,7 +169,7 @@ def _place(graph: Graph, tensor: Tensor) -> Place:
     return Place(graph, graph.maker(tensor), tensor)
 
 
-def _composite(place: Place, received: str) -> Part | None:
+def _composite(place: Place) -> Part | None:
     """A layer or nested model that holds a whole block."""
     call = place.call
     if call is None or call.inner is None or not call.inputs:
@@ -189,25 +182,25 @@ def _composite(place: Place, received: str) -> Part | None:
         inside = {kind_of(one.operation) for one in call.inner.calls}
         if not any(kind in ("add", "subtract") for kind in inside):
             return None  # such as LayerScale: a part of a block
-    return part_between(place.graph, _place(place.graph, start), place, received)
+    return part_between(place.graph, _place(place.graph, start), place)
 
 
 # -- a block made for a plain layer -----------------------------------------------------
 
 
-def _plain(draft: Draft, place: Place, received: str) -> Block:
+def _plain(draft: Draft, place: Place) -> Block:
     call = place.call
     if place.graph.opened:
-        raise not_rewired(place.graph, received)
+        raise not_rewired(place.graph)
     if call is None or not isinstance(call.operation, KERNELS):
-        raise _no_block(draft, place, received)
+        raise _no_block(draft, place)
     return find_block(place.graph, call)
 
 
-def _fresh(draft: Draft, block: Block, options: Options, after: Tensor, received: str) -> Repeated:
+def _fresh(draft: Draft, block: Block, options: Options, after: Tensor) -> Repeated:
     """Inserts `x + V f(W x)`, with V = 0."""
     layer = block.call.operation
-    _check_end(block, received)
+    _check_end(block)
     namer = Namer(draft)
     base = namer.base(layer.name)
     name = namer.take(base)
@@ -236,7 +229,7 @@ def _fresh(draft: Draft, block: Block, options: Options, after: Tensor, received
     return builder.finish(after, builder.add(namer.reserve(f"{name}_add"), after, y))
 
 
-def _check_end(block: Block, received: str) -> None:
+def _check_end(block: Block) -> None:
     """Checks that no activation of an output of the model would stand before a sum."""
     if block.activation is None or is_linear(block.activation):
         return
@@ -247,7 +240,6 @@ def _check_end(block: Block, received: str) -> None:
             f"it is an output of the model, and the sum would no longer be what its activation "
             f"{block.activation_label!r} makes",
             "Name a layer in front of it",
-            received=received,
         )
 
 
@@ -281,7 +273,7 @@ def can_branch(blocks: list[Block]) -> bool:
 
 
 def insert_blocks(
-    draft: Draft, target: Part | Block, options: Options, ends: dict[int, Tensor], received: str
+    draft: Draft, target: Part | Block, options: Options, ends: dict[int, Tensor]
 ) -> tuple[list[Insertion], tuple[str, ...]]:
     """Inserts residual blocks behind a part or a layer.
 
@@ -290,7 +282,6 @@ def insert_blocks(
         target: The part that is copied, or the layer's block.
         options: What the new blocks are like.
         ends: For tensors behind which something was inserted, by `id`, what it makes.
-        received: The operation, for error messages.
 
     Returns:
         What was inserted, and what a user should know of it.
@@ -298,19 +289,19 @@ def insert_blocks(
     insertions = []
     end = target.end
     if isinstance(target, Part):
-        _check_options(options, target, received)
+        _check_options(options, target)
     for _ in range(options.count):
         after = ends.get(id(end), end)
         if isinstance(target, Part):
             repeated = repeat(draft, target, after, ends)
         else:
-            repeated = _fresh(draft, target, options, after, received)
+            repeated = _fresh(draft, target, options, after)
         insertions += repeated.insertions
         ends[id(end)] = repeated.end
     return insertions, _notes(target, draft, insertions)
 
 
-def _check_options(options: Options, part: Part, received: str) -> None:
+def _check_options(options: Options, part: Part) -> None:
     wanted = ("batch_norm", "activation", "units")
     given = [f"`{key}`" for key in wanted if getattr(options, key) is not None]
     if given:
@@ -318,7 +309,6 @@ def _check_options(options: Options, part: Part, received: str) -> None:
             f"{' and '.join(given)} can't be chosen for the block that ends with {part.last!r}",
             "the new block is a copy of that one",
             "Leave it out; widen the copy with `Wider` afterwards",
-            received=received,
         )
 
 
@@ -371,7 +361,7 @@ def _notes(target: Part | Block, draft: Draft, insertions: list[Any]) -> tuple[s
 # -- errors ----------------------------------------------------------------------------
 
 
-def _other_shape(part: Part, received: str, sums: dict[int, Sum] | None = None) -> GrowthError:
+def _other_shape(part: Part, sums: dict[int, Sum] | None = None) -> GrowthError:
     known = list((sums or {id(s.call): s for s in sums_of(part.graph)}).values())
     return NotIdentityError(
         f"The part from {part.first!r} to {part.last!r} can't be repeated",
@@ -380,7 +370,6 @@ def _other_shape(part: Part, received: str, sums: dict[int, Sum] | None = None) 
             "strides or with a projection for its shortcut does, so that it can't be the identity"
         ),
         _nearest(part.graph, known, part.calls[-1]),
-        received=received,
     )
 
 
@@ -395,7 +384,7 @@ def _nearest(graph: Graph, sums: list[Sum], call: Call | None) -> str:
     return f"Name the nearest block that hands its input on, which ends with {nearest.call.path!r}"
 
 
-def _no_block(draft: Draft, place: Place, received: str) -> GrowthError:
+def _no_block(draft: Draft, place: Place) -> GrowthError:
     call = place.call
     kind = type(call.operation).__name__ if call is not None else "InputLayer"
     if call is not None and call.inner is not None and not call.inner.opened:
@@ -409,5 +398,4 @@ def _no_block(draft: Draft, place: Place, received: str) -> GrowthError:
         f"No residual block can be inserted after {place.path!r} ({kind})",
         why,
         more,
-        received=received,
     )
