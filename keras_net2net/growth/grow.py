@@ -110,7 +110,7 @@ def draft_growth(
     wanted = as_operations(operations)
     draft = Draft(model, as_seed(seed, model), stuck, calibration, loss_of)
     for operation in wanted:
-        draft.steps.extend(operation.draft(draft))
+        draft.steps.extend(operation.steps(draft))
     return draft
 
 

@@ -95,33 +95,30 @@ class NewClasses(Operation):
     start: str = "zeros"
     mass: float = 1e-4
 
-    def __post_init__(self) -> None:
-        received = repr(self)
+    def _check(self) -> None:
         if isinstance(self.layers, dict) == (self.classes is not None) or self.layers is None:
             raise GrowthError(
                 "The new classes aren't clear",
                 "a head is named, and their number comes from either `classes` or a dict",
                 "Pass `NewClasses('predictions', 5)` or `NewClasses({'predictions': 5})`",
-                received=received,
             )
         kind = "a number of new classes"
         if isinstance(self.layers, dict):
             counts = {
-                name: whole_number(count, f"The classes of {plain(name)!r}", received, kind=kind)
+                name: whole_number(count, f"The classes of {plain(name)!r}", kind=kind)
                 for name, count in self.layers.items()
             }
             self._set(layers=counts)
         else:
-            self._set(classes=whole_number(self.classes, "`classes`", received, kind=kind))
+            self._set(classes=whole_number(self.classes, "`classes`", kind=kind))
             self._set(layers=fixed_request(self.layers))
-        check_choice("start", self.start, STARTS, received)
+        check_choice("start", self.start, STARTS)
         mass = real_number(self.mass)
         if mass is None or not 0 < mass < 1:
             raise GrowthError(
                 f"`mass` can't be {self.mass!r}",
                 "it is the probability that is left to the new classes, between 0 and 1",
                 "Pass for example `mass=1e-4`",
-                received=received,
             )
         self._set(mass=mass)
 
@@ -187,7 +184,7 @@ class NewClasses(Operation):
         counts = self.layers if isinstance(self.layers, dict) else {None: self.classes}
         for name, count in counts.items():
             wanted = self.layers if name is None else name
-            for match in find_layers(draft, wanted, repr(self)):
+            for match in find_layers(draft, wanted):
                 yield match, int(count or 0)
 
     def _problem(self, draft: Draft, facts: Facts, named: bool) -> str | None:
@@ -216,7 +213,6 @@ class NewClasses(Operation):
             f"Layer {label(facts)} can't get new classes",
             why,
             instead,
-            received=repr(self),
         )
 
     def _no_head(self, skipped: list[Skipped]) -> GrowthError:
@@ -225,7 +221,6 @@ class NewClasses(Operation):
             "No layer that was asked for can get new classes",
             reasons,
             "Name the layer that makes the logits of the model",
-            received=repr(self),
         )
 
     def _sizes(self, inference: Inferred, facts: Facts, count: int) -> dict[Width, int]:
