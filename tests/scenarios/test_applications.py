@@ -54,7 +54,7 @@ def test_there_is_one_of_each_family():
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS],
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in NETWORKS],
 )
 def test_a_network_grows_in_every_hidden_layer_in_place_and_as_a_student(name):
     if name.startswith("NASNet") and BACKEND == "torch":
