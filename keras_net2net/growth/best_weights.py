@@ -19,8 +19,9 @@ import numpy as np
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
 from keras_net2net.growth.transaction import Transaction
-from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import Plan
+from keras_net2net.widths.inference import infer
+from keras_net2net.widths.reading import read
 
 # How `EarlyStopping` names them, and so those who write a callback like it.
 _BEST = ("best_weights", "best", "best_epoch")
@@ -133,7 +134,7 @@ class BestWeights:
 def _names(model: Any, stuck: Any) -> dict[int, str]:
     """How a plan names the variables of a model, by the `id` of the variable."""
     names: dict[int, str] = {}
-    for facts in Draft(model, 0, stuck).inference.facts.values():
+    for facts in infer(read(model), {}, {}, stuck).facts.values():
         if isinstance(facts.operation, keras.Layer):
             for name, variable in internals.named_variables(facts.operation).items():
                 names.setdefault(id(variable), f"{facts.path}/{name}")

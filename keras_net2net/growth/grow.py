@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+import keras
 
 from keras_net2net import internals
 from keras_net2net.errors import CodeError, GrowthError
 from keras_net2net.graph.reading import check_is_model
-from keras_net2net.growth.apply import apply_plan, changed_variables, containers
+from keras_net2net.growth.apply import apply, changed_variables, containers
 from keras_net2net.growth.best_weights import BestWeights, callbacks_of, concerned, own_weights
 from keras_net2net.growth.compiled import update_compiled
 from keras_net2net.growth.copying import copy_model
@@ -24,9 +23,8 @@ from keras_net2net.growth.rates import check_policy
 from keras_net2net.growth.report import GrowthReport
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.operations.base import Operation, as_operations
-from keras_net2net.planning.draft import Draft
+from keras_net2net.operations.drafting import as_seed, draft_growth, stages
 from keras_net2net.planning.plan import Plan
-from keras_net2net.planning.remaps import generator
 
 
 def plan(model: Any, operations: Any, *, seed: int | None = None, calibration: Any = None) -> Plan:
@@ -73,60 +71,6 @@ def copy_for(model: Any, operations: Any, calibration: Any = None) -> tuple[Any,
     # Fail before anything is copied.
     draft = draft_growth(model, stages(wanted)[0], 0, calibration=calibration)
     return copy_model(model), [one.by_path(draft) for one in wanted]
-
-
-def as_seed(seed: int | None, model: Any) -> int:
-    """Checks a seed; `None` becomes a random one.
-
-    Processes that train a model together have to draw the same: theirs comes from what
-    all of them share, how far the model and its training are.
-    """
-    if seed is None and internals.process_count(model) > 1:
-        optimizer = getattr(model, "optimizer", None)
-        steps = 0 if optimizer is None else internals.steps_done(optimizer)
-        shapes = [tuple(variable.shape) for variable in model.variables]
-        return int(generator(0, "seed", steps, shapes).integers(2**32))
-    if seed is None:
-        return secrets.randbits(32)
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise GrowthError(
-            "The seed can't be used",
-            "it is an integer",
-            "Pass an integer",
-            received=f"seed={seed!r}",
-        )
-    return int(seed)
-
-
-def draft_growth(
-    model: Any,
-    operations: Any,
-    seed: int | None,
-    stuck: dict[str, tuple[str, int]] | None = None,
-    calibration: Any = None,
-    loss_of: Any = None,
-) -> Draft:
-    """Plans a growth, and returns the draft that knows the plan and the graph."""
-    wanted = as_operations(operations)
-    draft = Draft(model, as_seed(seed, model), stuck, calibration, loss_of)
-    for operation in wanted:
-        draft.steps.extend(operation.steps(draft))
-    return draft
-
-
-def stages(operations: Any) -> list[list[Operation]]:
-    """Operations in groups, each planned on the model as the groups before have left it.
-
-    Most are planned together. One that looks at weights or activations needs those of
-    a model that all operations before it have already been done to; and what one inserts
-    that copies whole parts of a model is known to those behind it only once it is there.
-    """
-    groups: list[list[Operation]] = []
-    for operation in as_operations(operations):
-        if not groups or operation.looks_at_model or groups[-1][-1].ends_stage:
-            groups.append([])
-        groups[-1].append(operation)
-    return groups
 
 
 def grow(
@@ -289,26 +233,33 @@ def _grow(
     best = BestWeights(callbacks, transaction)
     try:
         for group in stages(operations):
-            draft = draft_growth(model, group, options.seed, stuck, options.calibration, loss_of)
-            planned = draft.plan()
+            blueprint = draft_growth(
+                model, group, options.seed, stuck, options.calibration, loss_of
+            ).finish()
+            planned = blueprint.plan
             plans.append(planned)
-            notes += _notes(draft, planned)
+            notes += blueprint.notes
             if planned.empty:
                 continue
             if before is None:
-                for holder in (model, *containers(draft.graph)):
+                for holder in (model, *containers(blueprint.graph)):
                     transaction.remember(holder)
                 if verify is not False:
                     # No growth changes the inputs, so that the planned graph tells a probe
                     # what to make.
-                    before = probe(model, draft.graph, None if verify is True else verify)
+                    before = probe(model, blueprint.graph, None if verify is True else verify)
             if before is not None and in_training is None and planned.normalizes:
-                data = before.batch if draft.training_data is None else draft.training_data
+                data = before.batch if blueprint.training_data is None else blueprint.training_data
                 in_training = training_probe(model, data)
-            more, seen = apply_plan(planned, draft, transaction)
-            inserted += more
+            made, seen = apply(blueprint, transaction)
+            inserted += [
+                variable
+                for layer in made.values()
+                if isinstance(layer, keras.Layer)
+                for variable in layer.trainable_variables
+            ]
             notes += seen
-            variables = changed_variables(planned, draft)
+            variables = changed_variables(blueprint, made)
             changes.add(planned, variables)
             changed.update(variables)
         whole = Plan.joined(plans)
@@ -323,7 +274,7 @@ def _grow(
                     whole, changed, [*inserted, *thawed], options.optimizer_state, transaction
                 )
             if whole.outputs:
-                shapes = [tensor.shape for tensor in draft.graph.flat_outputs]
+                shapes = [tensor.shape for tensor in blueprint.graph.flat_outputs]
                 notes += update_compiled(model, whole.outputs, shapes, transaction)
             internals.forget_functions(model)
             best.grow(model, whole, stuck)
@@ -369,32 +320,3 @@ def check_arguments(optimizer_state: str, learning_rate: Any) -> None:
             received=f"optimizer_state={optimizer_state!r}",
         )
     check_policy(learning_rate)
-
-
-def _notes(draft: Draft, planned: Plan) -> tuple[str, ...]:
-    notes = [note for step in planned.steps for note in step.notes]
-    if _has_penalties(draft, planned):
-        notes.append(
-            "what grows has penalties (regularizers), which depend on the number of weights and "
-            "units: the loss changes by them"
-        )
-    adding = [graph for graph in draft.graph.subgraphs() if graph.adds_loss]
-    if adding and not planned.empty:
-        names = ", ".join(dict.fromkeys(graph.path or graph.model.name for graph in adding))
-        notes.append(
-            f"the code of {names} adds to the loss: if that depends on the number of weights or "
-            "units, the loss changes by it"
-        )
-    return tuple(notes)
-
-
-def _has_penalties(draft: Draft, planned: Plan) -> bool:
-    """Whether a layer that changes or is inserted has one, or any on its activations."""
-    grown = {layer.path for step in planned.steps for layer in step.layers}
-    grown |= {insertion.path for step in planned.steps for insertion in step.insertions}
-    for _, call in draft.graph.all_calls():
-        for name, value in vars(call.operation).items():
-            concerned = call.path in grown or name == "activity_regularizer"
-            if grown and concerned and name.endswith("regularizer") and value is not None:
-                return True
-    return False

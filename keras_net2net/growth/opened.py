@@ -23,8 +23,8 @@ from keras_net2net.errors import CodeError
 from keras_net2net.graph.reading import symbolic_arguments, symbolic_inputs
 from keras_net2net.graph.structure import Call, Graph
 from keras_net2net.growth.transaction import Transaction
-from keras_net2net.planning.draft import Draft
-from keras_net2net.planning.plan import LayerChange, Plan, Step
+from keras_net2net.planning.blueprint import Blueprint
+from keras_net2net.planning.plan import LayerChange, Step
 from keras_net2net.widths.reading import read, read_layer
 
 Sizes = set[tuple[int, int]]
@@ -33,12 +33,11 @@ _MOST_TRIALS = 64
 _PLAIN = (bool, int, float, str)
 
 
-def update_opened(plan: Plan, draft: Draft, transaction: Transaction) -> tuple[str, ...]:
+def update_opened(blueprint: Blueprint, transaction: Transaction) -> tuple[str, ...]:
     """Brings the attributes of opened layers up to date, and looks inside again.
 
     Args:
-        plan: The plan, which was carried out but for this.
-        draft: Its draft.
+        blueprint: The plan, which was carried out but for this, and what it takes.
         transaction: Remembers what is changed.
 
     Returns:
@@ -47,20 +46,20 @@ def update_opened(plan: Plan, draft: Draft, transaction: Transaction) -> tuple[s
     Raises:
         CodeError: If the code of a layer does something else at its new sizes.
     """
+    plan, whole = blueprint.plan, blueprint.graph
     if not any(step.layers for step in plan.steps):
         return ()  # nothing has other sizes
-    calls = {id(call.inner): call for _, call in draft.graph.all_calls() if call.inner is not None}
+    calls = {id(call.inner): call for _, call in whole.all_calls() if call.inner is not None}
     opened = [
         graph
-        for graph in draft.graph.subgraphs()
-        if graph.opened and (id(graph) in calls or graph is draft.graph)
+        for graph in whole.subgraphs()
+        if graph.opened and (id(graph) in calls or graph is whole)
     ]
     if not opened:
         return ()
     notes = []
     done: set[int] = set()
-    facts = draft.inference.facts.values()
-    ruled = {id(one.operation) for one in facts if one.has_rule and not one.opened}
+    ruled = {id(one.operation) for one in blueprint.facts if one.has_rule and not one.opened}
     for graph in reversed(opened):  # the inner ones first
         if id(graph.model) in done:
             continue
@@ -76,7 +75,7 @@ def update_opened(plan: Plan, draft: Draft, transaction: Transaction) -> tuple[s
                 "it elsewhere, build the model as it was at first, grow it by `report.operations` "
                 "with the seed `report.plan.seed`, and load its weights (`save_weights`)"
             )
-    _compare(draft.graph, read(draft.model))
+    _compare(whole, read(whole.model))
     return tuple(notes)
 
 

@@ -134,7 +134,7 @@ def calibrate(draft: Draft, sites: list[Site], data: Any = None) -> None:
                 names = dict.fromkeys(str(block.normalization_name) for block in site.blocks)
                 site.source = " and ".join(map(repr, names))
         return
-    draft.training_data = inputs_of(data)
+    draft.exact_on(inputs_of(data))
     points = [
         Point(block.graph, block.end, _axis(site.layer, block))
         for site in sites
