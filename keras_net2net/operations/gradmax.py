@@ -30,8 +30,8 @@ from keras_net2net import internals
 from keras_net2net.errors import GrowthError
 from keras_net2net.graph.structure import Call
 from keras_net2net.internals.gradients import gradients
-from keras_net2net.operations.calibration import inputs_of, targets_of
-from keras_net2net.operations.deeper.blocks import Block, find_block
+from keras_net2net.operations.blocks import Block, find_block
+from keras_net2net.operations.data import inputs_of, targets_of
 from keras_net2net.planning.changes import Addition
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.remaps import Remap, generator, remap_of
@@ -42,7 +42,7 @@ _FAMILIES = (layers.Dense, layers.Conv2D)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Site:
+class HiddenUnits:
     """Where units are added: the layer that makes them, and those that read them."""
 
     maker: Facts
@@ -50,7 +50,7 @@ class Site:
     readers: tuple[Facts, ...]
 
 
-def find_site(draft: Draft, width: Width) -> Site | str:
+def find_hidden_units(draft: Draft, width: Width) -> HiddenUnits | str:
     """Where the units of a width lie, or why they can't be chosen by gradient."""
     owners = draft.owners()[width]
     found = [facts for facts in draft.inference.facts.values() if facts.path in owners]
@@ -75,7 +75,7 @@ def find_site(draft: Draft, width: Width) -> Site | str:
         readers.append(draft.inference.facts[id(consumer.operation)])
     if any(x is block.end for x in graph.flat_outputs) or not readers:
         return "nothing in the same graph reads its units"
-    return Site(maker, block, tuple(readers))
+    return HiddenUnits(maker, block, tuple(readers))
 
 
 def _is_of_family(layer: Any) -> bool:
@@ -99,12 +99,12 @@ class GradMax:
 
     Args:
         draft: The draft; its model runs forwards and backwards once.
-        sites: Where units are added.
+        hidden: Where units are added.
     """
 
-    def __init__(self, draft: Draft, sites: Mapping[Width, Site]) -> None:
+    def __init__(self, draft: Draft, hidden: Mapping[Width, HiddenUnits]) -> None:
         self._draft = draft
-        self._sites = sites
+        self._hidden = hidden
         model, x, y = draft.model, inputs_of(draft.calibration), targets_of(draft.calibration)
         if y is None:
             raise GrowthError(
@@ -120,8 +120,8 @@ class GradMax:
                 "Compile the model first",
             )
         x, y = (keras.tree.map_structure(keras.ops.convert_to_tensor, data) for data in (x, y))
-        readers = {id(facts): facts for site in sites.values() for facts in site.readers}
-        seen = [*(site.maker.operation for site in sites.values())]
+        readers = {id(facts): facts for units in hidden.values() for facts in units.readers}
+        seen = [*(units.maker.operation for units in hidden.values())]
         shapes: dict[int, tuple[int, ...]] = {}
 
         def note(layer: Any, z: Any) -> Any:
@@ -162,23 +162,23 @@ class GradMax:
         """
         added: dict[str, list[Addition]] = {}
         notes: list[str] = []
-        for width, site in self._sites.items():
-            for path, addition in self._chosen(width, site, remaps, notes):
+        for width, units in self._hidden.items():
+            for path, addition in self._chosen(width, units, remaps, notes):
                 added.setdefault(path, []).append(addition)
         return {path: tuple(all_of_it) for path, all_of_it in added.items()}, notes
 
     def _chosen(
-        self, width: Width, site: Site, remaps: Mapping[Width, Remap], notes: list[str]
+        self, width: Width, units: HiddenUnits, remaps: Mapping[Width, Remap], notes: list[str]
     ) -> Iterator[tuple[str, Addition]]:
         remap = remaps[width]
         count = int(remap.new.sum())
-        h = patches(self._inputs[id(site.maker.operation)], site.maker.operation)
-        normalization = site.block.normalization
+        h = patches(self._inputs[id(units.maker.operation)], units.maker.operation)
+        normalization = units.block.normalization
         if normalization is not None:
             h = h - h.mean(axis=tuple(range(h.ndim - 1)))
         parts = [
             correlation(h, self._slopes[id(facts.operation)], facts.operation)
-            for facts in site.readers
+            for facts in units.readers
         ]
         whole = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
         left, values, right = np.linalg.svd(whole, full_matrices=False)
@@ -189,15 +189,15 @@ class GradMax:
                 "units are random"
             )
         at = np.flatnonzero(remap.new)
-        value, slope = _at_zero(site.block.function)
+        value, slope = _at_zero(units.block.function)
         if normalization is None and value == 0.0 and slope != 0.0:
             notes.append(f"{width!r}: new units read nothing at first, and are read along G")
             chosen = self._directions(right[:rank], count, width)
             start = 0
-            old = [_kernel(facts)[1].swapaxes(0, -2) for facts in site.readers]
+            old = [_kernel(facts)[1].swapaxes(0, -2) for facts in units.readers]
             flat = [kernel.reshape(len(kernel), -1) for kernel in old]
             chosen *= np.linalg.norm(np.concatenate(flat, axis=1), axis=1).mean()
-            for facts, kernel in zip(site.readers, old, strict=True):
+            for facts, kernel in zip(units.readers, old, strict=True):
                 size = kernel[0].size
                 part = chosen[:, start : start + size]
                 start += size
@@ -207,17 +207,17 @@ class GradMax:
             return
         notes.append(f"{width!r}: new units read along G, and aren't read at first")
         directions = self._directions(left.T[:rank], count, width)
-        kernel = _kernel(site.maker)[1]
+        kernel = _kernel(units.maker)[1]
         scale = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), axis=0).mean()
         made = h @ (scale * directions.T)
-        signs, variances = self._signs(made, site, remap)
+        signs, variances = self._signs(made, units, remap)
         incoming = scale * directions * signs[:, None]
         yield self._addition(
-            site.maker, -1, at, incoming.reshape(count, *kernel.shape[:-1]), remaps
+            units.maker, -1, at, incoming.reshape(count, *kernel.shape[:-1]), remaps
         )
         if normalization is not None:
             facts = self._draft.inference.facts[id(normalization)]
-            mean = patches(self._inputs[id(site.maker.operation)], site.maker.operation)
+            mean = patches(self._inputs[id(units.maker.operation)], units.maker.operation)
             mean = (mean @ incoming.T).mean(axis=tuple(range(mean.ndim - 1)))
             for name, target in (("moving_mean", mean), ("moving_variance", variances)):
                 old = internals.read_variable(getattr(normalization, name))[remap.index[at]]
@@ -236,26 +236,28 @@ class GradMax:
         largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, None], axis=1)
         return np.asarray(directions * np.where(largest < 0, -1.0, 1.0))
 
-    def _signs(self, made: np.ndarray, site: Site, remap: Remap) -> tuple[np.ndarray, np.ndarray]:
+    def _signs(
+        self, made: np.ndarray, units: HiddenUnits, remap: Remap
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The sign of each new unit with the larger gradient of what reads it; its variance."""
         over = tuple(range(made.ndim - 1))
         mean, variance = made.mean(axis=over), made.var(axis=over)
         sizes = []
         for sign in (1.0, -1.0):
             value = sign * made
-            layer = site.block.normalization
+            layer = units.block.normalization
             if layer is not None:
                 value = (value - sign * mean) / np.sqrt(variance + layer.epsilon)
                 index = remap.index[remap.new]
                 for name, join in (("gamma", np.multiply), ("beta", np.add)):
                     if getattr(layer, name, None) is not None:
                         value = join(value, internals.read_variable(getattr(layer, name))[index])
-            function = site.block.function
+            function = units.block.function
             if function is not None:
                 given = keras.ops.convert_to_tensor(value, "float32")
                 value = np.asarray(keras.ops.convert_to_numpy(function(given)))
             squares = 0.0
-            for facts in site.readers:
+            for facts in units.readers:
                 part = correlation(value, self._slopes[id(facts.operation)], facts.operation)
                 squares = squares + np.square(part.reshape(len(part), -1)).sum(axis=1)
             sizes.append(squares)

@@ -11,8 +11,8 @@ import numpy as np
 from keras import layers
 
 from keras_net2net import internals
-from keras_net2net.operations.calibration import inputs_of
-from keras_net2net.operations.deeper.blocks import find_block
+from keras_net2net.operations.blocks import find_block
+from keras_net2net.operations.data import inputs_of
 from keras_net2net.operations.narrowing import Held, places, without
 from keras_net2net.planning.changes import Addition
 from keras_net2net.planning.draft import Draft

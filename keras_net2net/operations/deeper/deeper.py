@@ -11,22 +11,15 @@ from keras import layers
 
 from keras_net2net.errors import GrowthError, NotIdentityError, SizeError, whole_number
 from keras_net2net.graph.structure import Tensor
-from keras_net2net.internals.activations import activation_name
-from keras_net2net.operations.base import (
-    Operation,
-    check_normalized,
-    find_layers,
-    fixed_request,
-    label,
-    plain,
-)
-from keras_net2net.operations.deeper.blocks import Block, channel_axis, find_block
+from keras_net2net.internals.activations import activation_label, activation_name
+from keras_net2net.operations.base import Operation, plain
+from keras_net2net.operations.blocks import Block, channel_axis, find_block
 from keras_net2net.operations.deeper.building import Builder, Namer
 from keras_net2net.operations.deeper.factor import factorise
 from keras_net2net.operations.deeper.forms import (
-    Site,
-    calibrate,
+    InsertionPoint,
     choose,
+    find_moments,
     identity_chain,
     insert_chains,
     normalization_notes,
@@ -36,10 +29,10 @@ from keras_net2net.operations.deeper.identities import (
     FAMILY,
     FAMILY_NAMES,
     KERNELS,
-    activation_label,
     leaves_alone,
     prelu,
 )
+from keras_net2net.operations.deeper.normalization import check_normalized
 from keras_net2net.operations.deeper.repeat import Part
 from keras_net2net.operations.deeper.residual import (
     Options,
@@ -48,6 +41,7 @@ from keras_net2net.operations.deeper.residual import (
     can_branch,
     insert_blocks,
 )
+from keras_net2net.operations.select import find_layers, fixed_request, label
 from keras_net2net.operations.wider import Wider
 from keras_net2net.planning.draft import Draft, Inserted
 from keras_net2net.planning.plan import Step
@@ -306,9 +300,9 @@ class Deeper(Operation):
             )
         if self.form == "factor":
             return [factorise(self, draft, facts, self.rank) for facts in found]
-        sites = [self._site(draft, facts) for facts in found]
-        calibrate(draft, sites, self.calibration)
-        steps = [self._after(draft, site) for site in sites]
+        points = [self._point(draft, facts) for facts in found]
+        find_moments(draft, points, self.calibration)
+        steps = [self._after(draft, point) for point in points]
         if self.units is not None:
             steps += self._widened(draft, steps)
         return steps
@@ -337,7 +331,7 @@ class Deeper(Operation):
         """The layers that a pattern means."""
         return KERNELS if self.form == "factor" else FAMILY
 
-    def _site(self, draft: Draft, facts: Facts) -> Site:
+    def _point(self, draft: Draft, facts: Facts) -> InsertionPoint:
         """What is known of a layer after which something is to be inserted."""
         layer = facts.operation
         if not isinstance(layer, FAMILY) or not facts.has_rule:
@@ -355,7 +349,7 @@ class Deeper(Operation):
         self._check_units(facts, blocks[0].end)
         measured = self.calibration is not None or (normalized and draft.calibration is not None)
         branches = self.units is None and can_branch(blocks)
-        return Site(facts, blocks, normalized, new is not None, measured, branches)
+        return InsertionPoint(facts, blocks, normalized, new is not None, measured, branches)
 
     def _check_units(self, facts: Facts, end: Tensor) -> None:
         """Checks that the new layers can have as many units as were asked for."""
@@ -379,14 +373,14 @@ class Deeper(Operation):
             instead,
         )
 
-    def _after(self, draft: Draft, site: Site) -> Step:
+    def _after(self, draft: Draft, point: InsertionPoint) -> Step:
         """Inserts the layers after one layer."""
-        form, notes = choose(site) if self.form == "auto" else (self.form, ())
+        form, notes = choose(point) if self.form == "auto" else (self.form, ())
         if form == "residual":
-            return self._block(draft, site.blocks[0], {}, notes)
-        chain = functools.partial(self._chain, draft, site, form)
-        insertions = insert_chains(draft, site, self.count, chain, followed=0)
-        notes = (*notes, *normalization_notes(insertions, site))
+            return self._block(draft, point.blocks[0], {}, notes)
+        chain = functools.partial(self._chain, draft, point, form)
+        insertions = insert_chains(draft, point, self.count, chain, followed=0)
+        notes = (*notes, *normalization_notes(insertions, point))
         return Step(self, insertions=tuple(insertions), notes=notes)
 
     def _widened(self, draft: Draft, steps: list[Step]) -> list[Step]:
@@ -437,14 +431,14 @@ class Deeper(Operation):
             ),
         )
 
-    def _chain(self, draft: Draft, site: Site, form: str) -> list[Inserted]:
+    def _chain(self, draft: Draft, point: InsertionPoint, form: str) -> list[Inserted]:
         """The layers that one identity is made of: kernel, normalization, activation."""
-        layer, block = site.layer, site.blocks[0]
+        layer, block = point.layer, point.blocks[0]
         path = Builder(draft, block.graph).path(Namer(draft).stem(layer.name))
-        activation = self._activation(site.blocks) if form == "identity" else None
-        inline = (block.inline or self.activation is not None) and not site.normalized
+        activation = self._activation(point.blocks) if form == "identity" else None
+        inline = (block.inline or self.activation is not None) and not point.normalized
         inline = inline or (block.activation is None and self.activation is None)
-        chain = identity_chain(site, layer, path, activation, inline)
+        chain = identity_chain(point, layer, path, activation, inline)
         if form == "prelu":
             chain.append(prelu(layer, f"{path}_prelu", block.end))
         return chain

@@ -1,4 +1,4 @@
-"""Layers that start as the identity: kernels, normalizations and activations.
+"""Layers that start as the identity: kernels and activations.
 
 A convolution of stride 1 with `same` padding and a one at its centre passes its input
 on, whatever the strides, padding or groups of the layer whose family it is of.
@@ -7,7 +7,7 @@ on, whatever the strides, padding or groups of the layer whose family it is of.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -15,10 +15,9 @@ import numpy as np
 from keras import layers
 
 from keras_net2net.graph.structure import Tensor
-from keras_net2net.internals.activations import activation_name, describe
-from keras_net2net.operations.deeper.blocks import Block, channel_axis
+from keras_net2net.internals.activations import describe, is_linear
+from keras_net2net.operations.blocks import Block, channel_axis
 from keras_net2net.operations.deeper.building import new_layer
-from keras_net2net.operations.deeper.normalization import Moments
 from keras_net2net.planning.draft import Inserted
 from keras_net2net.planning.plan import InitialWeight
 
@@ -148,67 +147,6 @@ def _sizes(term: str, tensor: Tensor) -> dict[str, int]:
     return {letter: int(size or 0) for letter, size in named}
 
 
-def normalization(
-    layer: Any, block: Block, path: str, moments: Moments | None, end: Tensor
-) -> Inserted:
-    """A BatchNormalization that undoes itself.
-
-    It scales by what it divides by, and adds what it subtracts: gamma is the root of the
-    variance plus epsilon, and beta the mean. At inference this is exact with any
-    numbers; in training mode with the moments of its input on the batch.
-
-    Args:
-        layer: The layer after whose block it is inserted.
-        block: The block, whose own normalization says how it is set.
-        path: Its path.
-        moments: Those of its input. `None` if nothing is known: then mean 0, and
-            variance 1 - epsilon, so that it divides by exactly one. A variance of 1 would
-            be off by half of epsilon.
-        end: The tensor that it reads.
-    """
-    cls, config = normalization_like(layer, block)
-    units = int(end.shape[config["axis"]] or 0)
-    if moments is None:
-        mean, variance = np.zeros(units), np.full(units, 1.0 - config["epsilon"])
-    else:
-        mean, variance = moments.mean, moments.variance
-        config.update(scale=True, center=True)  # without them it could not undo itself
-    deviation = np.sqrt(variance + config["epsilon"])
-    values = {"moving_mean": mean, "moving_variance": variance, "gamma": deviation, "beta": mean}
-    if config.get("renorm"):
-        values.update(moving_stddev=deviation, renorm_mean=mean, renorm_stddev=deviation)
-    return new_layer(path, cls, config, _normalizing(config, units, values))
-
-
-def fresh_normalization(layer: Any, block: Block, path: str, end: Tensor) -> Inserted:
-    """A BatchNormalization as Keras makes it, set as that of a block is."""
-    cls, config = normalization_like(layer, block)
-    values = {"moving_mean": 0.0, "moving_variance": 1.0, "gamma": 1.0, "beta": 0.0}
-    units = int(end.shape[config["axis"]] or 0)
-    return new_layer(path, cls, config, _normalizing(config, units, values))
-
-
-def _normalizing(
-    config: Mapping[str, Any], units: int, values: Mapping[str, Any]
-) -> list[InitialWeight]:
-    """The weights that a BatchNormalization of a configuration has."""
-    without = {key for key, has in (("gamma", "scale"), ("beta", "center")) if not config[has]}
-    return [InitialWeight(k, (units,), value) for k, value in values.items() if k not in without]
-
-
-def normalization_like(layer: Any, block: Block) -> tuple[type, dict[str, Any]]:
-    """The class and configuration of a normalization as a block has it, or would have it."""
-    if block.normalization is not None:
-        return type(block.normalization), dict(block.normalization.get_config())
-    cls = layers.BatchNormalization
-    return cls, dict(cls(axis=bn_axis(layer), dtype=layer.dtype_policy).get_config())
-
-
-def bn_axis(layer: Any) -> int:
-    """The axis that a BatchNormalization after a layer has."""
-    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
-
-
 def activation_layer(activation: Any, path: str, end: Tensor) -> Inserted:
     """A layer that is an activation; a PReLU starts with slopes of a quarter."""
     if not isinstance(activation, keras.Layer):
@@ -240,18 +178,3 @@ def leaves_alone(new: Any, block: Block) -> bool:
     if is_linear(new):
         return True
     return known is not None and before is not None and known.leaves_alone(before)
-
-
-def is_linear(activation: Any) -> bool:
-    """Whether an activation is the linear one."""
-    function = activation.activation if isinstance(activation, layers.Activation) else activation
-    return not isinstance(function, keras.Layer) and activation_name(function) == "linear"
-
-
-def activation_label(activation: Any) -> str:
-    """A short name for an activation, fit for a layer's name."""
-    function = getattr(activation, "activation", activation)
-    if isinstance(function, str):
-        return function
-    name = None if isinstance(function, keras.Layer) else activation_name(function)
-    return name or type(function).__name__.lower()

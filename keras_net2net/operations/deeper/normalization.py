@@ -1,300 +1,91 @@
-"""What an inserted normalization will see: the moments of the activations it stands behind.
-
-With data they are measured, in training mode, since there the model's own
-normalizations use the statistics of the batch as well. Without data they are derived
-from the normalization of the block: what leaves it has the mean beta and the deviation
-|gamma| in each channel, and an activation maps a Gaussian of these to a distribution
-whose moments are known.
-"""
+"""Inserted normalizations, which undo themselves, and what is to be known of them."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
-from keras_net2net import internals
 from keras_net2net.errors import GrowthError
-from keras_net2net.graph.structure import Graph, Tensor
-from keras_net2net.internals.activations import activation_name, describe
-from keras_net2net.operations.deeper.blocks import Block
-from keras_net2net.planning.draft import Draft
-
-Piece = tuple[float, float, Any, Any]  # from, to, slope, value at zero of its line
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Moments:
-    """The mean and the variance of each channel.
-
-    Args:
-        mean: Array, one mean for each channel.
-        variance: Array, one variance for each channel.
-        count: The number of values that they are of.
-    """
-
-    mean: np.ndarray
-    variance: np.ndarray
-    count: float = 1.0
+from keras_net2net.graph.structure import Tensor
+from keras_net2net.operations.blocks import Block, bn_axis
+from keras_net2net.operations.deeper.building import new_layer
+from keras_net2net.operations.deeper.moments import Moments
+from keras_net2net.planning.draft import Inserted
+from keras_net2net.planning.plan import InitialWeight
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Point:
-    """A place where a normalization is to be inserted.
+def check_normalized(batch_norm: Any, model: str) -> None:
+    """Checks the argument that says whether what is inserted is normalized.
 
     Args:
-        graph: The graph that the tensor belongs to.
-        tensor: The tensor that it will read.
-        axis: The axis of the channels.
-    """
-
-    graph: Graph
-    tensor: Tensor
-    axis: int
-
-
-def pooled(parts: Sequence[Moments]) -> Moments:
-    """The moments of all the values that several moments are of.
-
-    Example:
-
-    >>> import numpy as np
-    >>> one, other = Moments(np.zeros(1), np.ones(1)), Moments(np.ones(1) * 2, np.ones(1))
-    >>> both = pooled([one, other])
-    >>> float(both.mean[0]), float(both.variance[0])
-    (1.0, 2.0)
-    """
-    if len(parts) == 1:
-        return parts[0]
-    count = sum(part.count for part in parts)
-    mean = np.sum([part.count / count * part.mean for part in parts], axis=0)
-    spread = [part.variance + np.square(part.mean - mean) for part in parts]
-    shares = [part.count / count for part in parts]
-    return Moments(
-        mean, np.sum([s * v for s, v in zip(shares, spread, strict=True)], axis=0), count
-    )
-
-
-# -- with data -----------------------------------------------------------------
-
-
-def inputs_of(data: Any) -> Any:
-    """The inputs among what is given as data: `x`, or `(x, y)` as `fit` takes them."""
-    if isinstance(data, tuple):
-        return keras.utils.unpack_x_y_sample_weight(data)[0]
-    return data
-
-
-def measure(draft: Draft, points: Iterable[Point], data: Any) -> list[Moments]:
-    """Runs the model on data, and measures the moments at some points of it.
-
-    Args:
-        draft: The draft; the model is as its graph was read.
-        points: The points. Where a nested model is called more than once, all that
-            passes a point counts.
-        data: A batch of inputs, or `(x, y)`.
-
-    Returns:
-        The moments at each point.
+        batch_norm: The argument.
+        model: What `None` means: as this has it.
 
     Raises:
-        GrowthError: If the model doesn't take the data.
+        GrowthError: If it is neither `True` nor `False` nor `None`.
     """
-    points = list(points)
-    found: list[list[Moments]] = [[] for _ in points]
-    x = inputs_of(data)
-    try:
-        with keras.StatelessScope(), internals.calls_watched(_watchers(points, found)):
-            draft.model(x, training=True)
-    except Exception as error:
+    if batch_norm not in (None, True, False):
         raise GrowthError(
-            f"The model {draft.model.name!r} can't be calibrated",
-            f"it doesn't take the calibration data: {' '.join(str(error).split())[:200]}",
-            "Pass a batch of inputs, or `(inputs, targets)`, as the model's `fit` takes them",
-            received=f"data of shapes {[tuple(np.shape(one)) for one in keras.tree.flatten(x)]}",
-        ) from error
-    return [pooled(moments) for moments in found]
-
-
-def _watchers(
-    points: list[Point], found: list[list[Moments]]
-) -> list[tuple[Any, Callable[..., None]]]:
-    """For each model that has points, what to do when it is called."""
-    graphs = {id(point.graph): point.graph for point in points}
-    pairs = list(zip(points, found, strict=True))
-    return [
-        (graph.model, _watcher([pair for pair in pairs if pair[0].graph is graph]))
-        for graph in graphs.values()
-    ]
-
-
-def _watcher(targets: list[tuple[Point, list[Moments]]]) -> Callable[..., None]:
-    function: Any = internals.function_of(targets[0][0].graph.model)
-    inputs, _ = internals.structures_of(function)
-    inside = keras.Model(inputs, [point.tensor.keras_tensor for point, _ in targets], name="inside")
-
-    def watch(inputs: Any, **kwargs: Any) -> None:
-        given = {key: value for key, value in kwargs.items() if value is not None}
-        made = keras.tree.flatten(inside(inputs, **given))  # one tensor alone comes bare
-        for (point, found), x in zip(targets, made, strict=True):
-            found.append(_moments(x, point.axis))
-
-    return watch
-
-
-def _moments(x: Any, axis: int) -> Moments:
-    """The moments of a batch, as a BatchNormalization finds them there."""
-    mask = internals.mask_of(x)
-    wide = keras.backend.standardize_dtype(x.dtype) == "float64"
-    x = ops.cast(x, "float64" if wide else "float32")
-    rest = [i for i in range(len(x.shape)) if i != axis % len(x.shape)]
-    count = float(np.prod([x.shape[i] for i in rest]))
-    if mask is None:
-        mean, variance = ops.moments(x, rest)
-    else:
-        seen = ops.cast(ops.broadcast_to(ops.expand_dims(mask, -1), x.shape), "bool")
-        total = ops.sum(ops.cast(seen, x.dtype), rest, keepdims=True)
-        total = total + keras.config.epsilon()
-        mean = ops.sum(ops.where(seen, x, 0.0), rest, keepdims=True) / total
-        squares = ops.square(ops.where(seen, x - mean, 0.0))
-        variance = ops.sum(squares, rest, keepdims=True) / total
-        count = float(np.max(ops.convert_to_numpy(total)))
-    arrays = [ops.convert_to_numpy(one).astype("float64").reshape(-1) for one in (mean, variance)]
-    return Moments(arrays[0], np.maximum(arrays[1], 0.0), count)
-
-
-# -- without data --------------------------------------------------------------
-
-
-def derived(block: Block) -> Moments | None:
-    """The moments of what a block makes, as far as its own normalization says.
-
-    Args:
-        block: The block.
-
-    Returns:
-        The moments, or `None` if it has no normalization, or if it isn't known what
-        its activation does.
-    """
-    norm = block.normalization
-    if norm is None or not norm.built:
-        return None
-    variance = np.asarray(internals.read_variable(norm.moving_variance), "float64")
-    deviation = np.sqrt(variance / (variance + norm.epsilon))
-    if norm.scale:
-        deviation = deviation * np.abs(internals.read_variable(norm.gamma).astype("float64"))
-    beta = internals.read_variable(norm.beta).astype("float64") if norm.center else 0.0
-    return after_activation(block.function, np.broadcast_to(beta, deviation.shape), deviation)
-
-
-def after_activation(function: Any, mean: np.ndarray, deviation: np.ndarray) -> Moments | None:
-    """The moments of an activation of Gaussian values.
-
-    With the density phi and the distribution function Phi of the standard normal
-    distribution, t = mean / deviation, and ReLU:
-
-        E[y]   = mean Phi(t) + deviation phi(t)
-        E[y^2] = (mean^2 + deviation^2) Phi(t) + mean deviation phi(t)
-
-    Other functions that are made of straight lines likewise, piece by piece; smooth
-    ones by a sum over the density.
-
-    Args:
-        function: The activation: a function or a layer.
-        mean: The mean of each channel before it.
-        deviation: The standard deviation of each channel before it.
-
-    Returns:
-        The moments, or `None` if it isn't known what the activation does.
-
-    Example:
-
-    >>> import numpy as np
-    >>> relu = after_activation("relu", np.zeros(1), np.ones(1))
-    >>> bool(np.isclose(relu.mean[0], 1 / np.sqrt(2 * np.pi)))
-    True
-    """
-    if isinstance(function, str):
-        function = keras.activations.get(function)
-    pieces = _pieces(function, len(mean))
-    if pieces is None:
-        if describe(function) is None:
-            return None
-        return _summed(function, mean, deviation)
-    scale = np.maximum(deviation, 1e-30)
-    first, second = np.zeros_like(scale), np.zeros_like(scale)
-    for low, high, slope, value in pieces:
-        a, b = (low - mean) / scale, (high - mean) / scale
-        part = _distribution(b) - _distribution(a)
-        edge = _density(a) - _density(b)
-        moment = mean * part + deviation * edge
-        square = (
-            (mean**2 + deviation**2) * part
-            + 2 * mean * deviation * edge
-            + deviation**2 * (_times_density(a) - _times_density(b))
+            f"`batch_norm` can't be {batch_norm!r}",
+            "it says whether the new layers are normalized",
+            f"Pass `True`, `False`, or `None` for what {model} has",
         )
-        first += slope * moment + value * part
-        second += slope**2 * square + 2 * slope * value * moment + value**2 * part
-    return Moments(first, np.maximum(second - first**2, 0.0))
 
 
-def _summed(function: Any, mean: np.ndarray, deviation: np.ndarray) -> Moments:
-    t = np.linspace(-8.0, 8.0, 2001)
-    weights = _density(t) / _density(t).sum()
-    x = mean + deviation * t[:, None]
-    y = ops.convert_to_numpy(function(ops.convert_to_tensor(x, "float32"))).astype("float64")
-    first = weights @ y
-    return Moments(first, weights @ np.square(y - first))
+def normalization(
+    layer: Any, block: Block, path: str, moments: Moments | None, end: Tensor
+) -> Inserted:
+    """A BatchNormalization that undoes itself.
+
+    It scales by what it divides by, and adds what it subtracts: gamma is the root of the
+    variance plus epsilon, and beta the mean. At inference this is exact with any
+    numbers; in training mode with the moments of its input on the batch.
+
+    Args:
+        layer: The layer after whose block it is inserted.
+        block: The block, whose own normalization says how it is set.
+        path: Its path.
+        moments: Those of its input. `None` if nothing is known: then mean 0, and
+            variance 1 - epsilon, so that it divides by exactly one. A variance of 1 would
+            be off by half of epsilon.
+        end: The tensor that it reads.
+    """
+    cls, config = normalization_like(layer, block)
+    units = int(end.shape[config["axis"]] or 0)
+    if moments is None:
+        mean, variance = np.zeros(units), np.full(units, 1.0 - config["epsilon"])
+    else:
+        mean, variance = moments.mean, moments.variance
+        config.update(scale=True, center=True)  # without them it could not undo itself
+    deviation = np.sqrt(variance + config["epsilon"])
+    values = {"moving_mean": mean, "moving_variance": variance, "gamma": deviation, "beta": mean}
+    if config.get("renorm"):
+        values.update(moving_stddev=deviation, renorm_mean=mean, renorm_stddev=deviation)
+    return new_layer(path, cls, config, _normalizing(config, units, values))
 
 
-INF = math.inf
-_NAMED: dict[str, list[Piece]] = {
-    "linear": [(-INF, INF, 1.0, 0.0)],
-    "relu": [(0.0, INF, 1.0, 0.0)],
-    "relu6": [(0.0, 6.0, 1.0, 0.0), (6.0, INF, 0.0, 6.0)],
-    "hard_tanh": [(-INF, -1.0, 0.0, -1.0), (-1.0, 1.0, 1.0, 0.0), (1.0, INF, 0.0, 1.0)],
-    "hard_sigmoid": [(-3.0, 3.0, 1 / 6, 0.5), (3.0, INF, 0.0, 1.0)],
-}
+def fresh_normalization(layer: Any, block: Block, path: str, end: Tensor) -> Inserted:
+    """A BatchNormalization as Keras makes it, set as that of a block is."""
+    cls, config = normalization_like(layer, block)
+    values = {"moving_mean": 0.0, "moving_variance": 1.0, "gamma": 1.0, "beta": 0.0}
+    units = int(end.shape[config["axis"]] or 0)
+    return new_layer(path, cls, config, _normalizing(config, units, values))
 
 
-def _pieces(function: Any, units: int) -> list[Piece] | None:
-    """The straight lines that an activation is made of, or `None`; elsewhere it is zero."""
-    if isinstance(function, layers.Activation):
-        return _pieces(function.activation, units)
-    if type(function) is layers.ReLU:
-        high = INF if function.max_value is None else float(function.max_value)
-        slope, threshold = float(function.negative_slope), float(function.threshold)
-        middle: list[Piece] = [(-INF, threshold, slope, -slope * threshold)]
-        middle.append((threshold, high, 1.0, 0.0))
-        return middle if high == INF else [*middle, (high, INF, 0.0, high)]
-    if type(function) is layers.LeakyReLU:
-        return [(-INF, 0.0, float(function.negative_slope), 0.0), (0.0, INF, 1.0, 0.0)]
-    if type(function) is layers.PReLU and function.built:
-        alpha = internals.read_variable(function.alpha).astype("float64")
-        if alpha.size != units:  # slopes of every place, not of every channel
-            return None
-        return [(-INF, 0.0, alpha.reshape(-1), 0.0), (0.0, INF, 1.0, 0.0)]
-    if isinstance(function, keras.Layer):
-        return None
-    return _NAMED.get(activation_name(function) or "")
+def _normalizing(
+    config: Mapping[str, Any], units: int, values: Mapping[str, Any]
+) -> list[InitialWeight]:
+    """The weights that a BatchNormalization of a configuration has."""
+    without = {key for key, has in (("gamma", "scale"), ("beta", "center")) if not config[has]}
+    return [InitialWeight(k, (units,), value) for k, value in values.items() if k not in without]
 
 
-def _density(t: np.ndarray) -> np.ndarray:
-    return np.exp(-0.5 * np.square(t)) / math.sqrt(2 * math.pi)
-
-
-def _times_density(t: np.ndarray) -> np.ndarray:
-    finite = np.where(np.abs(t) < 40, t, 0.0)
-    return finite * _density(finite)
-
-
-_erf = np.vectorize(math.erf, otypes=[float])
-
-
-def _distribution(t: np.ndarray) -> np.ndarray:
-    return 0.5 * (1.0 + _erf(np.clip(t, -40, 40) / math.sqrt(2)))
+def normalization_like(layer: Any, block: Block) -> tuple[type, dict[str, Any]]:
+    """The class and configuration of a normalization as a block has it, or would have it."""
+    if block.normalization is not None:
+        return type(block.normalization), dict(block.normalization.get_config())
+    cls = layers.BatchNormalization
+    return cls, dict(cls(axis=bn_axis(layer), dtype=layer.dtype_policy).get_config())

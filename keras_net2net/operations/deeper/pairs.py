@@ -10,23 +10,19 @@ import keras
 from keras import layers
 
 from keras_net2net.errors import GrowthError, NotIdentityError, whole_number
-from keras_net2net.operations.base import (
-    Operation,
-    check_normalized,
-    find_layers,
-    fixed_request,
-    label,
-)
-from keras_net2net.operations.deeper.blocks import Block, find_block
+from keras_net2net.operations.base import Operation
+from keras_net2net.operations.blocks import Block, find_block
 from keras_net2net.operations.deeper.building import Builder, Namer
 from keras_net2net.operations.deeper.forms import (
-    Site,
-    calibrate,
+    InsertionPoint,
+    find_moments,
     identity_chain,
     insert_chains,
     normalization_notes,
 )
 from keras_net2net.operations.deeper.identities import leaves_alone
+from keras_net2net.operations.deeper.normalization import check_normalized
+from keras_net2net.operations.select import find_layers, fixed_request, label
 from keras_net2net.planning.draft import Draft, Inserted
 from keras_net2net.planning.plan import Insertion, Skipped, Step
 from keras_net2net.widths.facts import Facts
@@ -113,15 +109,15 @@ class DeeperPairs(Operation):
     def draft(self, draft: Draft) -> list[Step]:
         """Inserts the pairs into a draft."""
         pairs, skipped = self._pairs(draft)
-        sites = [self._site(draft, pair) for pair in pairs]
-        calibrate(draft, sites, self.calibration)
+        points = [self._point(draft, pair) for pair in pairs]
+        find_moments(draft, points, self.calibration)
         insertions: list[Insertion] = []
         notes: list[str] = []
-        for pair, site in zip(pairs, sites, strict=True):
-            chain = functools.partial(self._chain, draft, pair, site)
-            new = insert_chains(draft, site, self.count, chain, followed=-1)
+        for pair, point in zip(pairs, points, strict=True):
+            chain = functools.partial(self._chain, draft, pair, point)
+            new = insert_chains(draft, point, self.count, chain, followed=-1)
             insertions += new
-            notes += normalization_notes(new, site)
+            notes += normalization_notes(new, point)
         return [Step(self, insertions=tuple(insertions), skipped=skipped, notes=tuple(notes))]
 
     def _pairs(self, draft: Draft) -> tuple[list[Pair], tuple[Skipped, ...]]:
@@ -160,23 +156,25 @@ class DeeperPairs(Operation):
             skipped.append(Skipped(pair.second.path, why))
         return kept, tuple(skipped)
 
-    def _site(self, draft: Draft, pair: Pair) -> Site:
+    def _point(self, draft: Draft, pair: Pair) -> InsertionPoint:
         own = pair.blocks[0].normalization is not None
         normalized = own if self.batch_norm is None else self.batch_norm
-        return Site(pair.second, pair.blocks, normalized, True, self.calibration is not None)
+        return InsertionPoint(
+            pair.second, pair.blocks, normalized, True, self.calibration is not None
+        )
 
-    def _chain(self, draft: Draft, pair: Pair, site: Site) -> list[Inserted]:
+    def _chain(self, draft: Draft, pair: Pair, point: InsertionPoint) -> list[Inserted]:
         """The layers of one pair."""
         block = pair.blocks[0]
         name = Namer(draft, "pair").stem(pair.second.operation.name)
-        inline = block.inline and not site.normalized
+        inline = block.inline and not point.normalized
         chain: list[Inserted] = []
         for layer in _layers_of(pair):
             path = Builder(draft, block.graph).path(
                 f"{name}_{'x'.join(map(str, layer.kernel_size))}"
             )
             # After the block of the second, whichever of the two its kernel is like.
-            chain += identity_chain(site, layer, path, block.function, inline)
+            chain += identity_chain(point, layer, path, block.function, inline)
         return chain
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,19 @@ from keras import layers
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError, NotIdentityError
 from keras_net2net.graph.structure import Call, Graph, Tensor
+from keras_net2net.internals.activations import Activation, describe
+from keras_net2net.operations.blocks import between, bn_axis
 from keras_net2net.operations.deeper.building import Builder, Namer, Repeated, new_layer
-from keras_net2net.operations.deeper.identities import CONVOLUTIONS, bn_axis
-from keras_net2net.operations.deeper.places import Place, between, not_rewired, values_of
-from keras_net2net.operations.deeper.silence import Silencer, Solution
+from keras_net2net.operations.deeper.identities import CONVOLUTIONS
+from keras_net2net.operations.deeper.silence import (
+    RANDOM,
+    UNCHANGED,
+    Silencer,
+    Solution,
+    activation_of,
+    kind_of,
+)
+from keras_net2net.operations.select import Output, not_rewired
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import InitialWeight
 
@@ -47,7 +57,7 @@ class Part:
     last: str
 
 
-def part_between(graph: Graph, start: Place, end: Place) -> Part:
+def part_between(graph: Graph, start: Output, end: Output) -> Part:
     """The part between two tensors of a graph, and how it becomes the identity.
 
     Raises:
@@ -209,3 +219,22 @@ def project_to_zero(builder: Builder, like: Any, name: str, x: Tensor) -> Tensor
         shape = (units, units)
     weights = [InitialWeight("kernel", shape), InitialWeight("bias", (units,))]
     return builder.put(new_layer(builder.path(name), cls, cls(**config).get_config(), weights), x)
+
+
+def values_of(graph: Graph, tensor: Tensor) -> Activation | None:
+    """What is known of the values of a tensor: those of the activation that makes it."""
+    while True:
+        call = graph.maker(tensor)
+        if call is None:
+            return None
+        kind = kind_of(call.operation)
+        if kind in UNCHANGED and call.inputs:
+            tensor = call.inputs[0]
+            known = values_of(graph, tensor)
+            bounded = known is not None and max(map(abs, known.values)) < math.inf
+            may_leave = kind == "gaussiandropout" or (bounded and kind in RANDOM)
+            return None if may_leave else known
+        activation = activation_of(call.operation)
+        if activation is None and kind is not None:
+            activation = getattr(call.operation, "activation", None)
+        return None if activation is None else describe(activation)
