@@ -13,15 +13,17 @@ from keras_net2net.errors import GrowthError, NotIdentityError, SizeError, whole
 from keras_net2net.graph.structure import Tensor
 from keras_net2net.internals.activations import activation_label, activation_name
 from keras_net2net.operations.base import Operation, plain
-from keras_net2net.operations.blocks import Block, channel_axis, find_block
+from keras_net2net.operations.blocks import Block, channel_axis
 from keras_net2net.operations.deeper.building import Builder, Namer
 from keras_net2net.operations.deeper.factor import factorise
 from keras_net2net.operations.deeper.forms import (
     InsertionPoint,
+    changing,
     choose,
     find_moments,
     identity_chain,
     insert_chains,
+    insertion_point,
     normalization_notes,
 )
 from keras_net2net.operations.deeper.identities import (
@@ -181,8 +183,9 @@ class Deeper(Operation):
     def _check(self) -> None:
         count = whole_number(self.count, "`count`", kind="a number of layers")
         self._set(layers=fixed_request(self.layers), count=count)
-        if self.units is not None:
-            self._set(units=whole_number(self.units, "`units`"))
+        for name in ("units", "rank"):
+            if vars(self)[name] is not None:
+                self._set(**{name: whole_number(vars(self)[name], f"`{name}`")})
         check_normalized(self.batch_norm, "the layer's block")
         if self.between is not None:
             self._set(between=self._pair())
@@ -204,9 +207,6 @@ class Deeper(Operation):
                 "it is what an inserted layer starts as",
                 f"Pass one of {', '.join(map(repr, FORMS))}",
             )
-        if self.rank is not None:
-            rank = whole_number(self.rank, "`rank`")
-            self._set(rank=rank)
         form = "residual" if self.between is not None else self.form
         for name, why in _UNUSED[form].items():
             given = getattr(self, name)
@@ -287,10 +287,11 @@ class Deeper(Operation):
         """Inserts the layers into a draft."""
         if self._repeats:
             return self._draft_blocks(draft)
+        family = KERNELS if self.form == "factor" else FAMILY  # what a pattern means
         found = [
             match.facts
             for match in find_layers(draft, self.layers)
-            if match.named or isinstance(match.facts.operation, self._family)
+            if match.named or isinstance(match.facts.operation, family)
         ]
         if not found:
             raise GrowthError(
@@ -311,8 +312,9 @@ class Deeper(Operation):
         """Inserts residual blocks, or repeats the part between two tensors."""
         ends: dict[int, Tensor] = {}
         if self.between is not None:
-            return [self._block(draft, block_between(draft, self.between), ends)]
-        found = blocks_behind(draft, self.layers)
+            found: list[Part | Block] = [block_between(draft, self.between)]
+        else:
+            found = blocks_behind(draft, self.layers)
         return [self._block(draft, target, ends) for target in found]
 
     def _block(
@@ -326,11 +328,6 @@ class Deeper(Operation):
         insertions, more = insert_blocks(draft, target, options, ends)
         return Step(self, insertions=tuple(insertions), notes=(*notes, *more))
 
-    @property
-    def _family(self) -> tuple[type, ...]:
-        """The layers that a pattern means."""
-        return KERNELS if self.form == "factor" else FAMILY
-
     def _point(self, draft: Draft, facts: Facts) -> InsertionPoint:
         """What is known of a layer after which something is to be inserted."""
         layer = facts.operation
@@ -340,16 +337,13 @@ class Deeper(Operation):
                 f"{type(layer).__name__} has no identity of its family",
                 f"Name {FAMILY_NAMES}",
             )
-        blocks = [find_block(g, call) for g, call in draft.calls_of(layer)]
-        own = blocks[0].normalization is not None
-        normalized = own if self.batch_norm is None else self.batch_norm
-        new = self._activation(blocks)
-        if new is None and self.form == "identity":
-            raise self._not_identity(facts, blocks)
-        self._check_units(facts, blocks[0].end)
-        measured = self.calibration is not None or (normalized and draft.calibration is not None)
-        branches = self.units is None and can_branch(blocks)
-        return InsertionPoint(facts, blocks, normalized, new is not None, measured, branches)
+        point = insertion_point(draft, facts, self)
+        point.activation = self._activation(point.blocks)
+        if point.activation is None and self.form == "identity":
+            raise self._not_identity(facts, point.blocks)
+        self._check_units(facts, point.blocks[0].end)
+        point.branches = self.units is None and can_branch(point.blocks)
+        return point
 
     def _check_units(self, facts: Facts, end: Tensor) -> None:
         """Checks that the new layers can have as many units as were asked for."""
@@ -402,16 +396,13 @@ class Deeper(Operation):
             candidates = [keras.activations.get(self.activation)]
         else:
             candidates = [block.function or keras.activations.linear for block in blocks]
-        for new in candidates:
-            if all(leaves_alone(new, block) for block in blocks):
-                return new
-        return None
+        fitting = (new for new in candidates if all(leaves_alone(new, one) for one in blocks))
+        return next(fitting, None)
 
     def _not_identity(self, facts: Facts, blocks: list[Block]) -> NotIdentityError:
         own = [block for block in blocks if not leaves_alone(block.function, block)]
         if self.activation is None and own:
-            name = own[0].activation_label
-            why = f"its activation {name!r} isn't idempotent: f(f(x)) differs from f(x)"
+            why = changing(own[0])
         elif self.activation is None:
             names = ", ".join(repr(block.activation_label) for block in blocks)
             why = f"its calls are followed by {names}, none of which leaves the others as they are"
@@ -435,7 +426,7 @@ class Deeper(Operation):
         """The layers that one identity is made of: kernel, normalization, activation."""
         layer, block = point.layer, point.blocks[0]
         path = Builder(draft, block.graph).path(Namer(draft).stem(layer.name))
-        activation = self._activation(point.blocks) if form == "identity" else None
+        activation = point.activation if form == "identity" else None
         inline = (block.inline or self.activation is not None) and not point.normalized
         inline = inline or (block.activation is None and self.activation is None)
         chain = identity_chain(point, layer, path, activation, inline)

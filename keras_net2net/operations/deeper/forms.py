@@ -10,7 +10,7 @@ from keras import layers
 
 from keras_net2net.errors import GrowthError
 from keras_net2net.internals.activations import activation_label, is_linear
-from keras_net2net.operations.blocks import Block, bn_axis
+from keras_net2net.operations.blocks import Block, bn_axis, find_block
 from keras_net2net.operations.data import inputs_of
 from keras_net2net.operations.deeper.building import insert_in_a_row
 from keras_net2net.operations.deeper.identities import FAMILY_NAMES, activation_layer, kernel_layer
@@ -30,9 +30,9 @@ class InsertionPoint:
         facts: What is known of the layer.
         blocks: The block that it begins, at each call of it.
         normalized: Whether what is inserted has a BatchNormalization.
-        idempotent: Whether the activation of what is inserted leaves all blocks as
-            they are.
         measured: Whether the moments of its activations are measured on data.
+        activation: That of what is inserted, which leaves all blocks as they are. `None`:
+            none does.
         branches: Whether a residual block can stand there.
         moments: Those that a normalization is set by, as soon as they are known.
         source: Where these are from.
@@ -41,8 +41,8 @@ class InsertionPoint:
     facts: Facts
     blocks: list[Block]
     normalized: bool
-    idempotent: bool
     measured: bool
+    activation: Any = None
     branches: bool = False
     moments: Moments | None = None
     source: str = ""
@@ -51,6 +51,33 @@ class InsertionPoint:
     def layer(self) -> Any:
         """The layer."""
         return self.facts.operation
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether there is such an activation."""
+        return self.activation is not None
+
+
+def insertion_point(draft: Draft, facts: Facts, operation: Any) -> InsertionPoint:
+    """What is known of a layer after which an operation inserts something.
+
+    Args:
+        draft: The draft.
+        facts: The layer.
+        operation: The operation, with a `batch_norm` and data of its own for `calibration`.
+    """
+    blocks = [find_block(graph, call) for graph, call in draft.calls_of(facts.operation)]
+    normalized = operation.batch_norm
+    if normalized is None:
+        normalized = blocks[0].normalization is not None
+    own = operation.calibration is not None
+    measured = own or (normalized and draft.calibration is not None)
+    return InsertionPoint(facts, blocks, normalized, measured)
+
+
+def changing(block: Block) -> str:
+    """Why an activation can't be repeated."""
+    return f"its activation {block.activation_label!r} isn't idempotent: f(f(x)) differs from f(x)"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,12 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_net2net import internals
 from keras_net2net.errors import GrowthError, NotIdentityError
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.internals.activations import is_linear
 from keras_net2net.operations.blocks import Block, bn_axis, find_block
-from keras_net2net.operations.deeper.building import Builder, Namer, Repeated, new_layer, resized
+from keras_net2net.operations.deeper.building import Builder, Namer, new_layer, resized
 from keras_net2net.operations.deeper.identities import (
     KERNELS,
     activation_layer,
@@ -149,25 +148,22 @@ def _plain(output: Output) -> Block:
     return find_block(output.graph, call)
 
 
-def _fresh(draft: Draft, block: Block, options: Options, after: Tensor) -> Repeated:
+def _fresh(
+    draft: Draft, block: Block, options: Options, after: Tensor
+) -> tuple[Tensor, list[Insertion]]:
     """Inserts `x + V f(W x)`, with V = 0."""
     layer = block.call.operation
     _check_end(block)
     namer = Namer(draft)
-    base = namer.base(layer.name)
-    name = namer.take(base)
+    name = namer.take(namer.base(layer.name))
     builder = Builder(draft, block.graph)
-    if internals.function_of(block.graph.model) is not block.graph.model:
-        builder.inside = namer.reserve(f"{name}_block")
+    builder.branch(namer.reserve(f"{name}_block"))
     axis = bn_axis(layer)
     units = int(after.shape[axis] or 0)  # its kernel says how many
     hidden = options.units or units
     inner = _kernel(layer, builder.path(name), units, hidden, draft.seed)
     x = builder.put(inner, after, resized(after, axis, hidden))
-    normalized = options.batch_norm
-    if normalized is None:
-        normalized = block.normalization is not None
-    if normalized:
+    if block.normalization is not None if options.batch_norm is None else options.batch_norm:
         path = builder.path(namer.reserve(f"{name}_bn"))
         x = builder.put(fresh_normalization(layer, block, path, x), x)
     function = block.function if options.activation is None else options.activation
@@ -238,18 +234,17 @@ def insert_blocks(
     Returns:
         What was inserted, and what a user should know of it.
     """
-    insertions = []
+    insertions: list[Insertion] = []
     end = target.end
     if isinstance(target, Part):
         _check_options(options, target)
     for _ in range(options.count):
         after = ends.get(id(end), end)
         if isinstance(target, Part):
-            repeated = repeat(draft, target, after, ends)
+            ends[id(end)], made = repeat(draft, target, after, ends)
         else:
-            repeated = _fresh(draft, target, options, after)
-        insertions += repeated.insertions
-        ends[id(end)] = repeated.end
+            ends[id(end)], made = _fresh(draft, target, options, after)
+        insertions += made
     return insertions, _notes(target, draft, insertions)
 
 
@@ -297,10 +292,9 @@ def _notes(target: Part | Block, draft: Draft, insertions: list[Any]) -> tuple[s
     calls = [call.operation for call in target.calls]
     elsewhere = [
         call.path
-        for graph in draft.graph.subgraphs()
-        for call in graph.calls
-        if call.inner is None or not call.inner.opened
-        if isinstance(call.operation, keras.Layer)
+        for _, call in draft.graph.all_calls()
+        if (call.inner is None or not call.inner.opened)
+        and isinstance(call.operation, keras.Layer)
         and any(call.operation is one for one in calls)
         and all(call.outputs[0] is not one.outputs[0] for one in target.calls)
     ]
