@@ -10,7 +10,7 @@ from keras_net2net.graph.copying import copy_model
 from keras_net2net.graph.reading import read
 from keras_net2net.growth.grow import Options, check_arguments, copy_for, grow_model
 from keras_net2net.operations.deeper.deeper import Deeper
-from keras_net2net.operations.wider import Wider
+from keras_net2net.operations.wider.wider import Wider
 
 
 def clone(model: Any) -> Any:

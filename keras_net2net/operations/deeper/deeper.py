@@ -44,7 +44,7 @@ from keras_net2net.operations.deeper.residual import (
     insert_blocks,
 )
 from keras_net2net.operations.select import find_layers, fixed_request, label
-from keras_net2net.operations.wider import Wider
+from keras_net2net.operations.wider.wider import Wider
 from keras_net2net.planning.draft import Draft, Inserted
 from keras_net2net.planning.plan import Step
 from keras_net2net.widths.facts import Facts

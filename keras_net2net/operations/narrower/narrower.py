@@ -10,16 +10,14 @@ from typing import Any, ClassVar
 import keras
 
 from keras_net2net.errors import GrowthError, SizeError, check_choice
-from keras_net2net.operations.least_change import Activations
-from keras_net2net.operations.narrowing import (
+from keras_net2net.operations.narrower.duplicates import (
     Copies,
     Held,
-    largest,
-    norms,
     removable,
     unequal,
     weights_of,
 )
+from keras_net2net.operations.narrower.least_change import Activations, largest, norms
 from keras_net2net.operations.resizing import Asked, Request, Resizing
 from keras_net2net.planning.changes import Addition
 from keras_net2net.planning.draft import Draft

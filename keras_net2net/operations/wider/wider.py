@@ -9,8 +9,8 @@ from typing import Any
 import keras
 
 from keras_net2net.errors import GrowthError, SizeError, check_choice, real_number
-from keras_net2net.operations.gradmax import GradMax, HiddenUnits, find_hidden_units
 from keras_net2net.operations.resizing import Asked, Resizing
+from keras_net2net.operations.wider.gradmax import GradMax, HiddenUnits, find_hidden_units
 from keras_net2net.planning.changes import Addition, NewUnits
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import Step
