@@ -21,6 +21,7 @@ from keras_net2net.internals.activations import (
     describe,
     function_of,
 )
+from keras_net2net.operations.families import channel_axis
 
 
 @dataclasses.dataclass(eq=False)
@@ -95,21 +96,10 @@ def _normalizes_channels(following: Call, call: Call) -> bool:
     ) and following.operation.axis % len(made.shape) == channel_axis(call.operation, made)
 
 
-def channel_axis(layer: Any, tensor: Tensor) -> int:
-    """The axis of the units that a layer makes."""
-    first = getattr(layer, "data_format", None) == "channels_first"
-    return 1 if first else len(tensor.shape) - 1
-
-
 def _is_activation(call: Call) -> bool:
     if isinstance(call.operation, ACTIVATION_LAYERS):
         return True
     return len(call.inputs) == 1 and function_of(call.operation) is not None
-
-
-def bn_axis(layer: Any) -> int:
-    """The axis that a BatchNormalization after a layer has."""
-    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
 
 
 def between(graph: Graph, start: Tensor, end: Tensor) -> list[Call]:

@@ -6,28 +6,16 @@ import dataclasses
 from typing import Any
 
 import keras
-from keras import layers
 
 from keras_net2net.errors import GrowthError, SizeError, whole_number
 from keras_net2net.graph.structure import Shape
 from keras_net2net.operations.base import Operation, reasons
+from keras_net2net.operations.families import SLIDING, TRANSPOSED
 from keras_net2net.operations.select import Match, find_each, label
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import LayerChange, Skipped, Step
 from keras_net2net.planning.remaps import padded
 from keras_net2net.widths.facts import Facts
-
-FORWARD = (
-    layers.Conv1D,
-    layers.Conv2D,
-    layers.Conv3D,
-    layers.DepthwiseConv1D,
-    layers.DepthwiseConv2D,
-    layers.SeparableConv1D,
-    layers.SeparableConv2D,
-)
-TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-FAMILY = (*FORWARD, *TRANSPOSED)
 
 
 @keras.saving.register_keras_serializable(package="keras_net2net")
@@ -126,7 +114,7 @@ class LargerKernel(Operation):
             found = [(Match(facts, False), self.kernel_size) for facts in draft.layers()]
         else:
             found = find_each(draft, self.layers, self.kernel_size)
-        return [one for one in found if one[0].named or isinstance(one[0].facts.operation, FAMILY)]
+        return [one for one in found if one[0].named or isinstance(one[0].facts.operation, SLIDING)]
 
     def _problem(
         self, draft: Draft, facts: Facts, wanted: Any
@@ -134,7 +122,7 @@ class LargerKernel(Operation):
         """Why a kernel can't have a size, and the error that says so; no error if it has it."""
         layer = facts.operation
         kind = type(layer).__name__
-        if not isinstance(layer, FAMILY):
+        if not isinstance(layer, SLIDING):
             return f"a {kind} has no kernel that slides along space", GrowthError
         if not facts.has_rule or not draft.inference.weights_covered(facts):
             return f"{kind} holds weights that its rule doesn't cover", GrowthError
@@ -156,7 +144,7 @@ class LargerKernel(Operation):
 
     def _instead(self, draft: Draft, facts: Facts) -> str:
         layer = facts.operation
-        if not isinstance(layer, FAMILY):
+        if not isinstance(layer, SLIDING):
             return "Name a convolution with `same` or `causal` padding"
         if draft.setting(layer, "padding") == "valid":
             return "Name a layer with `same` padding, or insert a layer with `Deeper` instead"

@@ -13,12 +13,13 @@ from keras_net2net.errors import GrowthError, NotIdentityError, SizeError, whole
 from keras_net2net.graph.structure import Tensor
 from keras_net2net.internals.activations import activation_label, activation_name
 from keras_net2net.operations.base import Operation, plain
-from keras_net2net.operations.blocks import Block, channel_axis
+from keras_net2net.operations.blocks import Block
 from keras_net2net.operations.deeper.building import Builder, Namer
 from keras_net2net.operations.deeper.factor import factorise
 from keras_net2net.operations.deeper.forms import (
     InsertionPoint,
     changing,
+    check_normalized,
     choose,
     find_moments,
     identity_chain,
@@ -26,15 +27,7 @@ from keras_net2net.operations.deeper.forms import (
     insertion_point,
     normalization_notes,
 )
-from keras_net2net.operations.deeper.identities import (
-    DEPTHWISE,
-    FAMILY,
-    FAMILY_NAMES,
-    KERNELS,
-    leaves_alone,
-    prelu,
-)
-from keras_net2net.operations.deeper.normalization import check_normalized
+from keras_net2net.operations.deeper.identities import leaves_alone, prelu
 from keras_net2net.operations.deeper.repeat import Part
 from keras_net2net.operations.deeper.residual import (
     Options,
@@ -43,6 +36,7 @@ from keras_net2net.operations.deeper.residual import (
     can_branch,
     insert_blocks,
 )
+from keras_net2net.operations.families import DEPTHWISE, FAMILY, FAMILY_NAMES, KERNELS, channel_axis
 from keras_net2net.operations.select import find_layers, fixed_request, label
 from keras_net2net.operations.wider.wider import Wider
 from keras_net2net.planning.draft import Draft, Inserted

@@ -10,12 +10,12 @@ from keras import layers
 
 from keras_net2net.errors import GrowthError
 from keras_net2net.internals.activations import activation_label, is_linear
-from keras_net2net.operations.blocks import Block, bn_axis, find_block
+from keras_net2net.operations.blocks import Block, find_block
 from keras_net2net.operations.data import inputs_of
 from keras_net2net.operations.deeper.building import insert_in_a_row
-from keras_net2net.operations.deeper.identities import FAMILY_NAMES, activation_layer, kernel_layer
+from keras_net2net.operations.deeper.identities import activation_layer, kernel_layer, normalization
 from keras_net2net.operations.deeper.moments import Channels, Moments, derived, measure, pooled
-from keras_net2net.operations.deeper.normalization import normalization
+from keras_net2net.operations.families import FAMILY_NAMES, bn_axis
 from keras_net2net.operations.select import label
 from keras_net2net.planning.draft import Draft, Inserted
 from keras_net2net.planning.plan import Insertion
@@ -246,3 +246,21 @@ def normalization_notes(insertions: Iterable[Insertion], point: InsertionPoint) 
         how = "exact at inference; in training mode it normalizes by the statistics of the batch, "
         how += "so that outputs differ until it has adapted"
     return [f"{', '.join(paths)}: {how}"]
+
+
+def check_normalized(batch_norm: Any, model: str) -> None:
+    """Checks the argument that says whether what is inserted is normalized.
+
+    Args:
+        batch_norm: The argument.
+        model: What `None` means: as this has it.
+
+    Raises:
+        GrowthError: If it is neither `True` nor `False` nor `None`.
+    """
+    if batch_norm not in (None, True, False):
+        raise GrowthError(
+            f"`batch_norm` can't be {batch_norm!r}",
+            "it says whether the new layers are normalized",
+            f"Pass `True`, `False`, or `None` for what {model} has",
+        )

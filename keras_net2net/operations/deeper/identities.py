@@ -1,4 +1,4 @@
-"""Layers that start as the identity: kernels and activations.
+"""Layers that start as the identity: kernels, normalizations and activations.
 
 A convolution of stride 1 with `same` padding and a one at its centre passes its input
 on, whatever the strides, padding or groups of the layer whose family it is of.
@@ -7,7 +7,7 @@ on, whatever the strides, padding or groups of the layer whose family it is of.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,19 +16,12 @@ from keras import layers
 
 from keras_net2net.graph.structure import Tensor
 from keras_net2net.internals.activations import describe, is_linear
-from keras_net2net.operations.blocks import Block, channel_axis
+from keras_net2net.operations.blocks import Block
 from keras_net2net.operations.deeper.building import new_layer
+from keras_net2net.operations.deeper.moments import Moments
+from keras_net2net.operations.families import DEPTHWISE, SEPARABLE, SLIDING, bn_axis, channel_axis
 from keras_net2net.planning.draft import Inserted
 from keras_net2net.planning.plan import InitialWeight
-
-CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-SLIDING = (*CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)
-KERNELS = (layers.Dense, *CONVOLUTIONS)  # what one kernel makes of its input
-FAMILY = (layers.Dense, layers.EinsumDense, *SLIDING)
-FAMILY_NAMES = "a Dense, EinsumDense or convolution layer"
 
 
 def kernel_layer(layer: Any, path: str, end: Tensor, activation: Any = None) -> Inserted | str:
@@ -56,11 +49,6 @@ def kernel_layer(layer: Any, path: str, end: Tensor, activation: Any = None) -> 
         weights = _sliding(layer, config, units)
     bias = [InitialWeight("bias", (units,))] if config.get("use_bias", True) else []
     return new_layer(path, type(layer), config, [*weights, *bias])
-
-
-def size_key(layer: Any) -> str:
-    """What a layer of `KERNELS` calls its number of units."""
-    return "units" if isinstance(layer, layers.Dense) else "filters"
 
 
 def kernel_config(layer: Any) -> dict[str, Any]:
@@ -145,6 +133,62 @@ def _sizes(term: str, tensor: Tensor) -> dict[str, int]:
     named = [*zip(before, shape, strict=False)]
     named += zip(after[::-1], shape[::-1], strict=False) if dots else ()
     return {letter: int(size or 0) for letter, size in named}
+
+
+def normalization(
+    layer: Any, block: Block, path: str, moments: Moments | None, end: Tensor
+) -> Inserted:
+    """A BatchNormalization that undoes itself.
+
+    It scales by what it divides by, and adds what it subtracts: gamma is the root of the
+    variance plus epsilon, and beta the mean. At inference this is exact with any
+    numbers; in training mode with the moments of its input on the batch.
+
+    Args:
+        layer: The layer after whose block it is inserted.
+        block: The block, whose own normalization says how it is set.
+        path: Its path.
+        moments: Those of its input. `None` if nothing is known: then mean 0, and
+            variance 1 - epsilon, so that it divides by exactly one. A variance of 1 would
+            be off by half of epsilon.
+        end: The tensor that it reads.
+    """
+    cls, config = normalization_like(layer, block)
+    units = int(end.shape[config["axis"]] or 0)
+    if moments is None:
+        mean, variance = np.zeros(units), np.full(units, 1.0 - config["epsilon"])
+    else:
+        mean, variance = moments.mean, moments.variance
+        config.update(scale=True, center=True)  # without them it could not undo itself
+    deviation = np.sqrt(variance + config["epsilon"])
+    values = {"moving_mean": mean, "moving_variance": variance, "gamma": deviation, "beta": mean}
+    if config.get("renorm"):
+        values.update(moving_stddev=deviation, renorm_mean=mean, renorm_stddev=deviation)
+    return new_layer(path, cls, config, _normalizing(config, units, values))
+
+
+def fresh_normalization(layer: Any, block: Block, path: str, end: Tensor) -> Inserted:
+    """A BatchNormalization as Keras makes it, set as that of a block is."""
+    cls, config = normalization_like(layer, block)
+    values = {"moving_mean": 0.0, "moving_variance": 1.0, "gamma": 1.0, "beta": 0.0}
+    units = int(end.shape[config["axis"]] or 0)
+    return new_layer(path, cls, config, _normalizing(config, units, values))
+
+
+def _normalizing(
+    config: Mapping[str, Any], units: int, values: Mapping[str, Any]
+) -> list[InitialWeight]:
+    """The weights that a BatchNormalization of a configuration has."""
+    without = {key for key, has in (("gamma", "scale"), ("beta", "center")) if not config[has]}
+    return [InitialWeight(k, (units,), value) for k, value in values.items() if k not in without]
+
+
+def normalization_like(layer: Any, block: Block) -> tuple[type, dict[str, Any]]:
+    """The class and configuration of a normalization as a block has it, or would have it."""
+    if block.normalization is not None:
+        return type(block.normalization), dict(block.normalization.get_config())
+    cls = layers.BatchNormalization
+    return cls, dict(cls(axis=bn_axis(layer), dtype=layer.dtype_policy).get_config())
 
 
 def activation_layer(activation: Any, path: str, end: Tensor) -> Inserted:

@@ -17,6 +17,7 @@ from keras_net2net.operations.deeper.building import Builder, Namer
 from keras_net2net.operations.deeper.forms import (
     InsertionPoint,
     changing,
+    check_normalized,
     find_moments,
     identity_chain,
     insert_chains,
@@ -24,7 +25,6 @@ from keras_net2net.operations.deeper.forms import (
     normalization_notes,
 )
 from keras_net2net.operations.deeper.identities import leaves_alone
-from keras_net2net.operations.deeper.normalization import check_normalized
 from keras_net2net.operations.select import find_layers, fixed_request, label
 from keras_net2net.planning.draft import Draft, Inserted
 from keras_net2net.planning.plan import Insertion, Skipped, Step

@@ -13,9 +13,8 @@ from keras import layers
 from keras_net2net.errors import GrowthError, NotIdentityError
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.internals.activations import Activation, describe
-from keras_net2net.operations.blocks import between, bn_axis
+from keras_net2net.operations.blocks import between
 from keras_net2net.operations.deeper.building import Builder, Namer, new_layer
-from keras_net2net.operations.deeper.identities import CONVOLUTIONS
 from keras_net2net.operations.deeper.silence import (
     RANDOM,
     UNCHANGED,
@@ -24,6 +23,7 @@ from keras_net2net.operations.deeper.silence import (
     activation_of,
     kind_of,
 )
+from keras_net2net.operations.families import CONVOLUTIONS, bn_axis
 from keras_net2net.operations.select import Output, not_rewired
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import InitialWeight, Insertion

@@ -11,18 +11,17 @@ import numpy as np
 from keras_net2net.errors import GrowthError, NotIdentityError
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.internals.activations import is_linear
-from keras_net2net.operations.blocks import Block, bn_axis, find_block
+from keras_net2net.operations.blocks import Block, find_block
 from keras_net2net.operations.deeper.building import Builder, Namer, new_layer, resized
 from keras_net2net.operations.deeper.identities import (
-    KERNELS,
     activation_layer,
+    fresh_normalization,
     kernel_config,
-    size_key,
 )
-from keras_net2net.operations.deeper.normalization import fresh_normalization
 from keras_net2net.operations.deeper.repeat import Part, part_between, repeat, same_shape
 from keras_net2net.operations.deeper.silence import Silencer, activation_of, kind_of
 from keras_net2net.operations.deeper.sums import Sum, period_of, run_of, sum_at, sum_behind, sums_of
+from keras_net2net.operations.families import KERNELS, bn_axis, size_key
 from keras_net2net.operations.select import Output, each_of, find_output, is_pattern, outputs_like
 from keras_net2net.planning.draft import Draft, Inserted
 from keras_net2net.planning.plan import InitialWeight, Insertion
