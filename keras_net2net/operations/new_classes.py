@@ -28,7 +28,7 @@ from keras_net2net.planning.plan import OutputChange, Skipped, Step
 from keras_net2net.planning.remaps import appended, remap_of
 from keras_net2net.widths.expressions import Concat, Expression, Product, Width, resolve, widths_of
 from keras_net2net.widths.facts import Facts, HeadOutput
-from keras_net2net.widths.inference import Inference
+from keras_net2net.widths.inferred import Inferred
 from keras_net2net.widths.sizes import growable, sizes_for
 
 STARTS = ("zeros", "mean", "suppressed")
@@ -212,7 +212,7 @@ class NewClasses(Operation):
             instead,
         )
 
-    def _sizes(self, inference: Inference, facts: Facts, count: int) -> dict[Width, int]:
+    def _sizes(self, inference: Inferred, facts: Facts, count: int) -> dict[Width, int]:
         units = _classes_of(inference, facts) or facts.main
         wanted = int(units.size or 0) + count
         sizes, possible = sizes_for(units, wanted)
@@ -228,7 +228,7 @@ class NewClasses(Operation):
         return sizes
 
     def _offset(
-        self, inference: Inference, facts: Facts, grown: dict[Width, int]
+        self, inference: Inferred, facts: Facts, grown: dict[Width, int]
     ) -> tuple[float, str] | None:
         """What is added to the biases of new classes, and what that means."""
         if self.start != "suppressed":
@@ -287,7 +287,7 @@ def _note(change: OutputChange) -> str:
     return f"output {change.output}: {sizes} entries, {where}; {what}"
 
 
-def _classes_of(inference: Inference, facts: Facts) -> Expression | None:
+def _classes_of(inference: Inferred, facts: Facts) -> Expression | None:
     """Those units of a layer that the outputs of the model hold; the last of several."""
     tensors = inference.graph.flat_outputs
     shown = {w for x in tensors for axis in inference.of(x) for w in widths_of(axis)}
@@ -299,7 +299,7 @@ def _classes_of(inference: Inference, facts: Facts) -> Expression | None:
     return found[-1] if found else None
 
 
-def _holding(inference: Inference, width: Width) -> list[HeadOutput]:
+def _holding(inference: Inferred, width: Width) -> list[HeadOutput]:
     """The outputs that hold a width."""
     outputs = inference.graph.flat_outputs
     return [
@@ -309,11 +309,11 @@ def _holding(inference: Inference, width: Width) -> list[HeadOutput]:
     ]
 
 
-def _squashed(inference: Inference, width: Width) -> bool:
+def _squashed(inference: Inferred, width: Width) -> bool:
     return all(one.shown.squashed for one in _holding(inference, width))
 
 
-def _output_changes(inference: Inference, sizes: dict[Width, int]) -> Iterator[OutputChange]:
+def _output_changes(inference: Inferred, sizes: dict[Width, int]) -> Iterator[OutputChange]:
     remaps = {width: appended(int(width.size or 0), size) for width, size in sizes.items()}
     tensors = inference.graph.flat_outputs
     for one in inference.head_outputs:

@@ -17,7 +17,6 @@ import keras
 
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
-from keras_net2net.graph.reading import read
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.planning.changes import (
     Addition,
@@ -31,7 +30,9 @@ from keras_net2net.planning.remaps import Remap, appended, draw, draw_bound, rem
 from keras_net2net.rules import builtin  # noqa: F401
 from keras_net2net.widths.expressions import EXPRESSIONS, Expression, Width, resolve, widths_of
 from keras_net2net.widths.facts import MAKES, READS, Facts, FromEnd, Scaled, WeightAxis
-from keras_net2net.widths.inference import Inference
+from keras_net2net.widths.inference import infer
+from keras_net2net.widths.inferred import Inferred
+from keras_net2net.widths.reading import read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Draft:
         self.steps: list[Step] = []
         self.parameters = int(model.count_params())
         self._before = self.parameters
-        self._inference: Inference | None = None
+        self._inference: Inferred | None = None
         self._heads: frozenset[int] = frozenset()
 
     @property
@@ -145,12 +146,10 @@ class Draft:
         return str(getattr(self._calibration, "label", "the calibration data"))
 
     @property
-    def inference(self) -> Inference:
+    def inference(self) -> Inferred:
         """What is inferred of the graph as it stands."""
         if self._inference is None:
-            self._inference = Inference(
-                self.graph, self.settings, self.shapes, self.stuck, self._heads
-            )
+            self._inference = infer(self.graph, self.settings, self.shapes, self.stuck, self._heads)
         return self._inference
 
     @contextlib.contextmanager
