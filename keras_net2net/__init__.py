@@ -10,9 +10,9 @@ from keras_net2net.growth.report import GrowthReport
 from keras_net2net.operations.deeper.deeper import Deeper
 from keras_net2net.operations.deeper.pairs import DeeperPairs
 from keras_net2net.operations.larger_kernel import LargerKernel
-from keras_net2net.operations.narrower import Narrower
+from keras_net2net.operations.narrower.narrower import Narrower
 from keras_net2net.operations.new_classes import NewClasses
-from keras_net2net.operations.wider import Wider
+from keras_net2net.operations.wider.wider import Wider
 from keras_net2net.planning.plan import Plan
 from keras_net2net.training.callbacks import GrowthScheduler
 from keras_net2net.training.plateau import GrowOnPlateau

@@ -14,7 +14,7 @@ from keras_net2net import internals
 from keras_net2net.errors import CheckError, FixedWidthError, SizeError
 from keras_net2net.growth.grow import plan
 from keras_net2net.growth.probe import TOLERANCES
-from keras_net2net.operations.wider import Wider
+from keras_net2net.operations.wider.wider import Wider
 from keras_net2net.testing.models import (
     as_array,
     check_model,

@@ -11,7 +11,7 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError
-from keras_net2net.operations.narrowing import copies, weights_of
+from keras_net2net.operations.narrower.duplicates import copies, weights_of
 from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,

@@ -12,7 +12,7 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
-from keras_net2net.operations.deeper.normalization import Moments, after_activation, pooled
+from keras_net2net.operations.deeper.moments import Moments, after_activation, pooled
 from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,
