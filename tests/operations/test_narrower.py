@@ -27,6 +27,7 @@ from tests.support.helpers import (
     snapshot,
     train_a_step,
 )
+from tests.support.random_models import Builder, Seeded, double_precision
 from tests.support.states import assert_state, state
 
 
@@ -501,8 +502,6 @@ def test_a_pattern_skips_what_has_too_few_duplicates():
 
 @pytest.mark.parametrize("seed", range(12 if BACKEND == "torch" else 2))
 def test_random_models_come_back_from_a_widening(seed):
-    from tests.support.random_models import Builder, Seeded, double_precision
-
     with double_precision():
         model, symbols = Builder(Seeded(seed)).model()
         randomize(model)
