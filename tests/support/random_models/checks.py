@@ -12,8 +12,8 @@ import numpy as np
 from keras import layers
 
 import keras_net2net as n2n
-from keras_net2net.graph.reading import read
 from keras_net2net.operations.base import as_operations
+from keras_net2net.widths.reading import read
 from tests.support.helpers import BACKEND, array, both_modes, max_difference, randomize
 from tests.support.random_models.draw import BATCH
 from tests.support.random_models.growths import random_operation
