@@ -15,6 +15,7 @@ from keras_net2net.operations.narrowing import copies, weights_of
 from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_native,
     assert_same,
@@ -374,7 +375,7 @@ def test_activation_needs_data():
 
 def test_it_runs_inside_fit_and_starts_the_optimizer_again(tmp_path):
     model = randomize(mlp())
-    model.compile("adam", "mse", jit_compile=False)
+    model.compile("adam", "mse", **EAGERLY)
     x = data_for(model, batch=8)
     y = np.zeros((8, 2), "float32")
     scheduler = n2n.GrowthScheduler(

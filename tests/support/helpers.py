@@ -33,6 +33,9 @@ __all__ = [
 # What the battery does for cases that differ in little; JAX compiles all of it for seconds.
 QUICK: dict[str, Any] = {"policies": (), "save": False, "train": False}
 
+# How a model is compiled where that is no matter: TensorFlow traces each step for long.
+EAGERLY: dict[str, Any] = {"jit_compile": False, "run_eagerly": BACKEND == "tensorflow"}
+
 
 @contextlib.contextmanager
 def precision(policy: str):
