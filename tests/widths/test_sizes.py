@@ -19,6 +19,8 @@ from keras_net2net.widths.expressions import (
 )
 from keras_net2net.widths.sizes import evaluate, growable, sizes_for, smaller_sizes_for
 
+pytestmark = pytest.mark.pure
+
 WHY = Obstacle("sum", "needs both sizes to agree")
 
 
