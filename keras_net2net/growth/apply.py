@@ -20,7 +20,8 @@ import numpy as np
 from keras_net2net import internals
 from keras_net2net.graph.structure import Call, Graph, Shape, Tensor
 from keras_net2net.growth.transaction import Transaction
-from keras_net2net.planning.blueprint import Blueprint, grown_values
+from keras_net2net.planning.blueprint import Blueprint
+from keras_net2net.planning.making import grown_values
 from keras_net2net.planning.plan import LayerChange
 from keras_net2net.widths.expressions import Axes, is_axes, resolve
 from keras_net2net.widths.facts import Facts

@@ -9,11 +9,11 @@ from typing import Any
 
 from keras_net2net import internals
 from keras_net2net.errors import CodeError, GrowthError
-from keras_net2net.graph.copying import copy_model
-from keras_net2net.graph.reading import check_is_model, read
+from keras_net2net.graph.reading import check_is_model
 from keras_net2net.growth.apply import apply, containers
 from keras_net2net.growth.best_weights import BestWeights, callbacks_of, concerned, own_weights
 from keras_net2net.growth.compiled import CompiledParts
+from keras_net2net.growth.copying import copy_model
 from keras_net2net.growth.freezing import Freezing, check_freeze
 from keras_net2net.growth.history import Follower, Growth
 from keras_net2net.growth.opened import OpenedLayers
@@ -70,7 +70,7 @@ def copy_for(model: Any, operations: Any, calibration: Any = None) -> tuple[Any,
     wanted = as_operations(operations)
     # Fail before anything is copied.
     draft = draft_growth(model, stages(wanted)[0], 0, calibration=calibration)
-    return copy_model(read(model)), [one.by_path(draft) for one in wanted]
+    return copy_model(model), [one.by_path(draft) for one in wanted]
 
 
 def grow(

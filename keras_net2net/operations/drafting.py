@@ -39,7 +39,7 @@ def draft_growth(
     wanted = as_operations(operations)
     draft = Draft(model, as_seed(seed, model), stuck, calibration, loss_of)
     for operation in wanted:
-        draft.add(operation.draft(draft))
+        draft.add(operation.steps(draft))
     return draft
 
 

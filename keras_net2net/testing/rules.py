@@ -12,7 +12,6 @@ from keras import layers
 
 from keras_net2net import internals
 from keras_net2net.errors import CheckError, FixedWidthError, SizeError
-from keras_net2net.graph.reading import read
 from keras_net2net.growth.grow import plan
 from keras_net2net.growth.probe import TOLERANCES
 from keras_net2net.operations.wider import Wider
@@ -26,7 +25,8 @@ from keras_net2net.testing.models import (
     random_inputs,
     randomize,
 )
-from keras_net2net.widths.inference import Inference
+from keras_net2net.widths.inference import infer
+from keras_net2net.widths.reading import read
 
 FACTORS = (1.5, 2.0)  # the second where only whole multiples are possible
 POLICIES = ("mixed_float16", "mixed_bfloat16")
@@ -297,7 +297,7 @@ def _entries(bench: _Bench) -> tuple[Any, list[_Entry], bool]:
     """The model, what may grow in it, and whether a normalization sees units."""
     model = bench.model()
     try:
-        inference = Inference(read(model), {}, {})
+        inference = infer(read(model), {}, {})
     except Exception as error:
         raise CheckError(
             "The rule can't be applied",
