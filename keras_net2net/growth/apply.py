@@ -19,9 +19,9 @@ import numpy as np
 
 from keras_net2net import internals
 from keras_net2net.graph.structure import Call, Graph, Shape, Tensor
-from keras_net2net.growth.opened import update_opened
 from keras_net2net.growth.transaction import Transaction
-from keras_net2net.planning.blueprint import Blueprint, grown_values
+from keras_net2net.planning.blueprint import Blueprint
+from keras_net2net.planning.making import grown_values
 from keras_net2net.planning.plan import LayerChange
 from keras_net2net.widths.expressions import Axes, is_axes, resolve
 from keras_net2net.widths.facts import Facts
@@ -30,7 +30,7 @@ from keras_net2net.widths.registry import rule_for
 T = TypeVar("T")
 
 
-def apply(blueprint: Blueprint, transaction: Transaction) -> tuple[dict[str, Any], tuple[str, ...]]:
+def apply(blueprint: Blueprint, transaction: Transaction) -> dict[str, Any]:
     """Changes a model as its blueprint says.
 
     Args:
@@ -38,7 +38,7 @@ def apply(blueprint: Blueprint, transaction: Transaction) -> tuple[dict[str, Any
         transaction: Remembers all that is changed.
 
     Returns:
-        What was inserted, by path; and what a user should know.
+        What was inserted, by path.
     """
     graph, seed = blueprint.graph, blueprint.plan.seed
     changes: dict[str, list[LayerChange]] = {}
@@ -59,25 +59,10 @@ def apply(blueprint: Blueprint, transaction: Transaction) -> tuple[dict[str, Any
     for inner in graph.subgraphs():
         if inner.edited:
             rewire(inner, inserted, transaction)
-    # Opened layers are looked into as they stand in the model, behind what was inserted.
-    notes = update_opened(blueprint, transaction)
     models = containers(graph)
-    for model in models:
-        transaction.remember(model)
+    transaction.remember(*models)
     internals.containers_changed(models)
-    return made, notes
-
-
-def changed_variables(blueprint: Blueprint, made: dict[str, Any]) -> dict[str, Any]:
-    """The variables of the model that a plan has changed or inserted, by their paths in it."""
-    layers = {facts.path: facts.operation for facts in blueprint.facts} | made
-    changed = {layer.path for step in blueprint.plan.steps for layer in step.layers}
-    return {
-        f"{path}/{name}": variable
-        for path in {*made, *changed}
-        if isinstance(layers.get(path), keras.Layer)
-        for name, variable in internals.named_variables(layers[path]).items()
-    }
+    return made
 
 
 def containers(graph: Graph) -> list[Any]:

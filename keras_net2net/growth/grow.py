@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import keras
 
 from keras_net2net import internals
 from keras_net2net.errors import CodeError, GrowthError
 from keras_net2net.graph.reading import check_is_model
-from keras_net2net.growth.apply import apply, changed_variables, containers
+from keras_net2net.growth.apply import apply, containers
 from keras_net2net.growth.best_weights import BestWeights, callbacks_of, concerned, own_weights
-from keras_net2net.growth.compiled import update_compiled
+from keras_net2net.growth.compiled import CompiledParts
 from keras_net2net.growth.copying import copy_model
-from keras_net2net.growth.freezing import Changes, check_freeze, freeze_old
-from keras_net2net.growth.optimizers import OPTIMIZER_STATES, OptimizerUpdate, Trained
-from keras_net2net.growth.probe import Probe, probe, training_probe
+from keras_net2net.growth.freezing import Freezing, check_freeze
+from keras_net2net.growth.history import Follower, Growth
+from keras_net2net.growth.opened import OpenedLayers
+from keras_net2net.growth.optimizers import OPTIMIZER_STATES, optimizers_of
+from keras_net2net.growth.probe import Verification
 from keras_net2net.growth.rates import check_policy
 from keras_net2net.growth.report import GrowthReport
 from keras_net2net.growth.transaction import Transaction
@@ -193,10 +193,14 @@ def grow_model(
     options = dataclasses.replace(options, seed=as_seed(options.seed, model))
     held = concerned(callbacks_of(callbacks), model)
     stuck: dict[str, tuple[str, int]] = {}
+
+    def draft(group: list[Operation]) -> Any:
+        return draft_growth(model, group, options.seed, stuck, options.calibration, loss_of)
+
     while True:
         try:
             with own_weights(held):
-                report = _grow(model, operations, options, loss_of, stuck, held)
+                return _grow(model, operations, options, held, draft, started)
         except CodeError as error:
             # What the code of an opened layer does at other sizes shows once it has them.
             # Its own sizes then stay, and, if that isn't enough, all that it works on.
@@ -204,109 +208,54 @@ def grow_model(
             if tried > 2 or not error.path:
                 raise
             stuck[error.path] = (error.reason, tried)
-        else:
-            return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
 
 def _grow(
     model: Any,
     operations: Any,
     options: Options,
-    loss_of: Any,
-    stuck: dict[str, tuple[str, int]],
     callbacks: Sequence[Any],
+    draft: Callable[[list[Operation]], Any],
+    started: float,
 ) -> GrowthReport:
-    started = time.perf_counter()
-    verify = options.verify
-    transaction = Transaction()
-    before: Probe | None = None
-    in_training: Probe | None = None
-    difference = training_difference = None
-    notes: tuple[str, ...] = ()
-    plans: list[Plan] = []
-    inserted: list[Any] = []
-    changes = Changes()
-    changed: dict[str, Any] = {}
+    """Plan, apply, follow, verify, commit: whatever fails on the way undoes it all."""
     internals.sync_state(model)
-    held = [Trained(model, one) for one in internals.held_optimizers(model)]
-    optimizers = [OptimizerUpdate(one) for one in (model, *held)]
-    best = BestWeights(callbacks, transaction)
-    try:
+    with Transaction() as transaction:
+        optimizers = optimizers_of(model, options.optimizer_state, transaction)
+        followers: list[Follower] = [
+            # What is frozen has no slots, so that the optimizers come behind it.
+            Freezing(model, options.freeze == "teacher", transaction),
+            *optimizers,
+            CompiledParts(model, transaction),
+            BestWeights(callbacks, transaction),
+        ]
+        opened = OpenedLayers(transaction)
+        verification = Verification(model, options.verify)
+        growth, notes = Growth(), []
         for group in stages(operations):
-            blueprint = draft_growth(
-                model, group, options.seed, stuck, options.calibration, loss_of
-            ).finish()
-            planned = blueprint.plan
-            plans.append(planned)
+            blueprint = draft(group).finish()
             notes += blueprint.notes
-            if planned.empty:
-                continue
-            if before is None:
-                for holder in (model, *containers(blueprint.graph)):
-                    transaction.remember(holder)
-                if verify is not False:
-                    # No growth changes the inputs, so that the planned graph tells a probe
-                    # what to make.
-                    before = probe(model, blueprint.graph, None if verify is True else verify)
-            if before is not None and in_training is None and planned.normalizes:
-                data = before.batch if blueprint.training_data is None else blueprint.training_data
-                in_training = training_probe(model, data)
-            made, seen = apply(blueprint, transaction)
-            inserted += [
-                variable
-                for layer in made.values()
-                if isinstance(layer, keras.Layer)
-                for variable in layer.trainable_variables
-            ]
-            notes += seen
-            variables = changed_variables(blueprint, made)
-            changes.add(planned, variables)
-            changed.update(variables)
-        whole = Plan.joined(plans)
-        if not whole.empty:
-            with internals.variable_scope(model):
-                thawed, seen = freeze_old(
-                    model, changes, inserted, options.freeze == "teacher", transaction
-                )
-            notes += seen
-            for optimizer in optimizers:
-                notes += optimizer.slots(
-                    whole, changed, [*inserted, *thawed], options.optimizer_state, transaction
-                )
-            if whole.outputs:
-                shapes = [tensor.shape for tensor in blueprint.graph.flat_outputs]
-                notes += update_compiled(model, whole.outputs, shapes, transaction)
-            internals.forget_functions(model)
-            best.grow(model, whole, stuck)
-        if before is not None:
-            compare = before.check if whole.exact else before.difference
-            difference = compare(model, whole.outputs)
-        if before is not None and in_training is not None:
-            training_difference = in_training.difference(model, whole.outputs)
-            where = "the probe batch" if in_training.batch is before.batch else "that data"
-            if training_difference is not None:
-                notes += (
-                    f"in training mode the outputs on {where} differ by up to "
-                    f"{training_difference:.1e} from those before",
-                )
-        report = GrowthReport(
-            plan=whole,
-            operations=tuple(step.operation for step in whole.steps),
-            parameters_before=whole.parameters_before,
-            parameters_after=whole.parameters_after,
+            made: dict[str, Any] = {}
+            if not blueprint.plan.empty:
+                transaction.remember(model, *containers(blueprint.graph))
+                verification.before(blueprint)
+                made = apply(blueprint, transaction)
+            growth = growth.then(blueprint, made)
+            notes += opened.follow(growth)
+        plan = growth.plan
+        for follower in followers if not plan.empty else ():
+            notes += follower.follow(growth)
+        difference, in_training, seen = verification.after(plan)
+        report = GrowthReport.of(
+            plan,
             seconds=time.perf_counter() - started,
             difference=difference,
-            notes=tuple(dict.fromkeys(notes)),
+            notes=tuple(dict.fromkeys([*notes, *seen])),
             step=optimizers[0].step,
-            training_difference=training_difference,
+            training_difference=in_training,
         )
-        if not whole.empty:
-            for optimizer in optimizers:
-                optimizer.rate(options.learning_rate, report, transaction)
-    except BaseException:
-        transaction.roll_back()
-        raise
-    transaction.commit()
+        for optimizer in optimizers if not plan.empty else ():
+            optimizer.rate(options.learning_rate, report)
     return report
 
 

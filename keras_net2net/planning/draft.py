@@ -19,7 +19,7 @@ import keras
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
 from keras_net2net.graph.structure import Call, Graph, Tensor
-from keras_net2net.planning.blueprint import Blueprint, build_inserted
+from keras_net2net.planning.blueprint import Blueprint
 from keras_net2net.planning.changes import (
     Addition,
     AxisChange,
@@ -27,10 +27,18 @@ from keras_net2net.planning.changes import (
     VariableChange,
     VariableReplacement,
 )
+from keras_net2net.planning.making import build_inserted
 from keras_net2net.planning.plan import Insertion, LayerChange, Plan, Step, WidthChange
 from keras_net2net.planning.remaps import Remap, appended, draw, draw_bound, remap_of
 from keras_net2net.rules import builtin  # noqa: F401
-from keras_net2net.widths.expressions import EXPRESSIONS, Expression, Width, resolve, widths_of
+from keras_net2net.widths.expressions import (
+    EXPRESSIONS,
+    Expression,
+    Width,
+    is_axes,
+    resolve,
+    widths_of,
+)
 from keras_net2net.widths.facts import MAKES, READS, Facts, FromEnd, Scaled, WeightAxis
 from keras_net2net.widths.inference import infer
 from keras_net2net.widths.inferred import Inferred
@@ -190,8 +198,7 @@ class Draft:
         """What makes each layer that is inserted, with all that later steps do to it."""
         for path, new in self.inserted.items():
             if new.make is None:
-                given = facts[path].given[0][0]
-                shape = tuple(resolve(axis).size for axis in given)
+                shape = _shapes(facts[path].given[0][0])
                 changes = plan.changes_of(path)
                 make = functools.partial(build_inserted, new.insertion, shape, changes, self.seed)
             yield path, new.make or make
@@ -589,6 +596,13 @@ def _tensors(g: Graph) -> Iterable[Tensor]:
     yield from g.flat_inputs
     for call in g.calls:
         yield from call.outputs
+
+
+def _shapes(given: Any) -> Any:
+    """The shapes of what a layer is called with, a tensor or several."""
+    if is_axes(given):
+        return tuple(resolve(axis).size for axis in given)
+    return [_shapes(one) for one in given]
 
 
 def _count(shape: Iterable[int]) -> int:

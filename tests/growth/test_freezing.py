@@ -305,7 +305,7 @@ def test_a_failed_growth_freezes_nothing(monkeypatch):
         n2n.grow(model, n2n.Wider("out", 8), freeze="teacher")
     assert_state(model, before)
     monkeypatch.setattr(
-        "keras_net2net.growth.optimizers.OptimizerUpdate.slots",
+        "keras_net2net.growth.optimizers.OptimizerUpdate.follow",
         lambda *args: (_ for _ in ()).throw(OSError("full")),
     )
     with pytest.raises(OSError, match="full"):

@@ -18,7 +18,7 @@ import keras_net2net as n2n
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
 from keras_net2net.growth import apply, optimizers, probe
-from keras_net2net.growth.slots import History
+from keras_net2net.growth.history import History
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.planning.changes import VariableChange
 from keras_net2net.planning.draft import Draft
@@ -141,7 +141,7 @@ STEPS = {
     "Keras building the optimizer": (keras.optimizers.Adam, "build", 1),
     "carrying the slots": (optimizers, "carry", 1),
     "growing a slot": (History, "as_gradient", 3),
-    "treating the slots": (optimizers.OptimizerUpdate, "slots", 1),
+    "treating the slots": (optimizers.OptimizerUpdate, "follow", 1),
     "setting the learning rate": (internals, "set_learning_rate", 1),
     "treating the learning rate": (optimizers.OptimizerUpdate, "rate", 1),
     "forgetting the compiled functions": (internals, "forget_functions", 1),
