@@ -326,15 +326,15 @@ def _output_changes(inference: Inferred, sizes: dict[Width, int]) -> Iterator[Ou
         for over in one.shown.over:
             if not any(width in sizes for width in widths_of(over)):
                 continue
-            place = _place(axis, over)
-            if place is None:
+            spans = _spans(axis, over)
+            if spans is None:
                 kind = "mixed"
             else:
-                parts += place
+                parts += spans
         yield OutputChange(one.output, one.axis, remap, kind, tuple(parts))
 
 
-def _place(axis: Expression, part: Expression) -> list[tuple[int, int]] | None:
+def _spans(axis: Expression, part: Expression) -> list[tuple[int, int]] | None:
     """Where an expression stands in one that is made of it."""
     whole, wanted = _parts(axis), _parts(part)
     found = []

@@ -11,7 +11,7 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError
-from keras_net2net.operations.narrower.duplicates import copies, weights_of
+from keras_net2net.operations.narrower.duplicates import duplicates, weights_of
 from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,
@@ -168,7 +168,7 @@ def test_copies_are_found_behind_copies_that_share_at_random():
     n2n.grow(model, n2n.Wider(factor=2), seed=0)
     from keras_net2net.planning.draft import Draft
 
-    found = copies(weights_of(Draft(model, 0).inference))
+    found = duplicates(weights_of(Draft(model, 0).inference))
     classes = {width.name: labels.tolist() for width, labels in found.items()}
     assert classes["a"][:6] == list(range(6))
     assert sorted(classes["a"]) == sorted([*range(6)] * 2)

@@ -1,4 +1,4 @@
-"""Which units can go: copies of each other, and those that matter least.
+"""Which units can go without a trace: copies of others, and those that only fill.
 
 Two units are copies if swapping them changes nothing: what makes and follows them is
 the same, up to how the weights that read other copies share them. So copies are found
@@ -125,10 +125,10 @@ def units_first(value: np.ndarray, axis: int, expression: Expression, width: Wid
     return np.take(value, order, axis=axis).swapaxes(0, axis).reshape(size, -1)
 
 
-# -- copies ----------------------------------------------------------------------------
+# -- duplicates ------------------------------------------------------------------------
 
 
-def copies(weights: Sequence[Held]) -> dict[Width, np.ndarray]:
+def duplicates(weights: Sequence[Held]) -> dict[Width, np.ndarray]:
     """Finds the units that compute the same.
 
     Args:
@@ -205,7 +205,7 @@ def _numbered(labels: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Copies:
+class Removable:
     """The units of a width that can go without a trace.
 
     Args:
@@ -287,9 +287,9 @@ def _taken_over(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 def removable(
     inference: Inferred, weights: Sequence[Held], widths: Iterable[Width]
-) -> dict[Width, Copies]:
+) -> dict[Width, Removable]:
     """What can be removed of widths without a trace."""
-    classes = copies(weights)
+    classes = duplicates(weights)
     found = {}
     for width in widths:
         labels = classes.get(width, np.arange(int(width.size or 0)))
@@ -298,7 +298,7 @@ def removable(
         if norms and all(resolve(norm.expression) is width for norm in norms):
             fills = _fills(weights, classes, width, norms)
         whole = not all(norm.copies for norm in norms)
-        found[width] = Copies(labels, fills, bool(norms), whole)
+        found[width] = Removable(labels, fills, bool(norms), whole)
     return found
 
 

@@ -11,8 +11,8 @@ import keras
 
 from keras_net2net.errors import GrowthError, SizeError, check_choice
 from keras_net2net.operations.narrower.duplicates import (
-    Copies,
     Held,
+    Removable,
     removable,
     unequal,
     weights_of,
@@ -192,7 +192,7 @@ class Narrower(Resizing):
         instead = "Pass another size, or `keep='norm'`, which changes the function least"
         asked.leave(width, why, problem, instead, SizeError)
 
-    def _too_few(self, width: Width, found: Copies) -> str:
+    def _too_few(self, width: Width, found: Removable) -> str:
         possible = found.sizes()
         count = len(found.labels) - possible[0]
         if not count:
