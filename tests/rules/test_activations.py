@@ -91,7 +91,7 @@ def test_all_of_them_train_after_growth():
     )
 
 
-@pytest.mark.parametrize("name", few({name: name for name in PER_ELEMENT}))
+@pytest.mark.parametrize("name", few(PER_ELEMENT))
 def test_every_activation_per_element_follows_the_units(name):
     model = randomize(
         sandwich((5,), layers.Dense(4, activation=name, name="it"), layers.Activation(name))

@@ -462,7 +462,7 @@ newest = pytest.mark.skipif(
 
 
 @newest
-@pytest.mark.parametrize("group", few({name: name for name in ("last", *GROUPS)}, 2))
+@pytest.mark.parametrize("group", few(["last", *(name for name in GROUPS if name != "last")], 2))
 def test_the_function_stays(group, tmp_path):
     shape, examples = GROUPS[group]
     check_together(together(shape, examples), None if examples is NOT_SAVED else tmp_path)

@@ -65,11 +65,12 @@ def cases(known: dict[str, Any], most: int = 2) -> dict[str, Any]:
     return known if BACKEND == "torch" else dict(list(known.items())[:most])
 
 
-def few(known: dict[str, Any], most: int = 4) -> list[Any]:
+def few(known: dict[str, Any] | Iterable[Any], most: int = 4) -> list[Any]:
     """All cases on PyTorch; elsewhere the first few, and the others among the long tests.
 
     They differ in the rule, and a rule computes with arrays of numpy.
     """
+    known = known if isinstance(known, dict) else {str(case): case for case in known}
     return [
         pytest.param(
             *(case if isinstance(case, tuple) else [case]),
