@@ -279,8 +279,8 @@ def depth(options: argparse.Namespace) -> dict[str, Any]:
     import keras
 
     import keras_net2net as n2n
-    from keras_net2net.graph.reading import read
-    from keras_net2net.widths.inference import Inference
+    from keras_net2net.widths.inference import infer
+    from keras_net2net.widths.reading import read
 
     keras.utils.set_random_seed(SEED)
 
@@ -304,7 +304,7 @@ def depth(options: argparse.Namespace) -> dict[str, Any]:
         model = build(layers)
         graph = read(model)
         # The first of each compiles, and fills caches.
-        taken = [seconds(lambda g=graph: Inference(g, {}, {})) for _ in range(options.repeats + 1)]
+        taken = [seconds(lambda g=graph: infer(g, {}, {})) for _ in range(options.repeats + 1)]
         times["inference"].append(statistics.median(taken[1:]))
         for name, operation in growths.items():
             twins = [n2n.clone(model) for _ in range(options.repeats + 1)]

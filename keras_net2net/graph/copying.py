@@ -16,11 +16,10 @@ from keras_net2net import internals
 from keras_net2net.errors import GrowthError
 from keras_net2net.graph.reading import symbolic_arguments, symbolic_inputs
 from keras_net2net.graph.structure import Call, Graph, Tensor
-from keras_net2net.growth.freezing import carry_over
 
 
-def copy_model(graph: Graph) -> Any:
-    """Copies a model.
+def copy_graph(graph: Graph) -> Any:
+    """Copies a model, all but for what growth keeps about its variables.
 
     Args:
         graph: Its graph.
@@ -29,9 +28,7 @@ def copy_model(graph: Graph) -> Any:
         The copy, of the same class and name. What is shared within the original, as
         a layer that is called twice, is shared within the copy.
     """
-    copy = _Copy().model(graph)
-    carry_over(graph.model, copy)
-    return copy
+    return _Copy().model(graph)
 
 
 def copy_layer(call: Call, name: str, values: Sequence[np.ndarray], seed: int) -> Any:

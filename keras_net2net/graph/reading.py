@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,7 +11,8 @@ from keras_net2net import internals
 from keras_net2net.errors import GrowthError
 from keras_net2net.graph.opening import Opened, open_function, open_layer
 from keras_net2net.graph.structure import Call, Graph, Tensor
-from keras_net2net.widths.registry import needs_opening
+
+Opens = Callable[[Any], bool]  # whether only what is inside a layer tells what it does
 
 
 def check_is_model(model: Any) -> None:
@@ -28,12 +30,13 @@ def check_is_model(model: Any) -> None:
         )
 
 
-def read(model: Any) -> Graph:
+def read(model: Any, opens: Opens) -> Graph:
     """Reads the graph of a built model.
 
     Args:
         model: The model: Sequential, Functional, or a subclass with a `call` of its
             own, which is opened.
+        opens: Tells of a layer whether it is opened, too.
 
     Returns:
         Its graph; each nested model is read once, however often it is called.
@@ -43,16 +46,16 @@ def read(model: Any) -> Graph:
     """
     check_is_model(model)
     if internals.function_of(model) is not None:
-        return _Reader().model(model, "")
+        return _Reader(opens).model(model, "")
     if internals.has_no_call(model):
-        return _read_parts(model)
+        return _read_parts(model, opens)
     shapes = None if isinstance(model, keras.Sequential) else internals.build_shapes(model)
     if not shapes or not model.built:
         raise _not_built(model)
-    return _read_subclass(model, shapes)
+    return _read_subclass(model, shapes, opens)
 
 
-def _read_parts(model: Any) -> Graph:
+def _read_parts(model: Any, opens: Opens) -> Graph:
     """Reads the models that one without a `call` holds: an encoder and a decoder, say.
 
     How its `train_step` puts them together isn't seen; so what goes into each of them and
@@ -69,7 +72,7 @@ def _read_parts(model: Any) -> Graph:
             "Write a `call`, or grow the models that it uses one by one",
             received="a subclassed model",
         )
-    reader = _Reader()
+    reader = _Reader(opens)
     graph = Graph(model, "", [], [], [], opened=True)
     for part in parts:
         inner = reader.model(part, part.name)
@@ -85,7 +88,7 @@ def _read_parts(model: Any) -> Graph:
     return graph
 
 
-def read_layer(layer: Any, path: str, args: Any, kwargs: Any) -> Graph:
+def read_layer(layer: Any, path: str, args: Any, kwargs: Any, opens: Opens) -> Graph:
     """Opens a layer, and reads what is inside.
 
     Args:
@@ -93,22 +96,23 @@ def read_layer(layer: Any, path: str, args: Any, kwargs: Any) -> Graph:
         path: Its path.
         args: Symbolic arguments for its `call`.
         kwargs: Symbolic keyword arguments, likewise.
+        opens: Tells of a layer in it whether it is opened, too.
 
     Returns:
         The graph inside it. Raises whatever its code raises.
     """
-    reader = _Reader()
+    reader = _Reader(opens)
     flat = keras.tree.flatten((args, kwargs))
     outside = [reader.tensor_of(x, {}) for x in flat if isinstance(x, keras.KerasTensor)]
     return reader.opened(layer, path, args, kwargs, outside)
 
 
-def read_function(function: Any, sizes: Any, dtype: str, path: str) -> Graph | None:
+def read_function(function: Any, sizes: Any, dtype: str, path: str, opens: Opens) -> Graph | None:
     """The graph of what a function of one tensor does, if that can be seen."""
     record = open_function(function, sizes, dtype)
     if record is None:
         return None
-    reader = _Reader()
+    reader = _Reader(opens)
     known: dict[int, Tensor] = {}
     graph = Graph(
         function, path, [reader.tensor_of(record.inputs[0], known)], None, [], opened=True
@@ -131,7 +135,7 @@ def _not_built(model: Any) -> GrowthError:
     )
 
 
-def _read_subclass(model: Any, shapes: dict[str, Any]) -> Graph:
+def _read_subclass(model: Any, shapes: dict[str, Any], opens: Opens) -> Graph:
     """Reads a subclassed model, for inputs of the shapes that it was built with.
 
     Their dtype isn't recorded anywhere: tables are looked up with floats as well,
@@ -140,7 +144,7 @@ def _read_subclass(model: Any, shapes: dict[str, Any]) -> Graph:
     problem: Exception | None = None
     for dtype in ("float32", "int32"):
         args, kwargs = _symbolic_arguments(shapes, dtype)
-        reader = _Reader()
+        reader = _Reader(opens)
         outside = [reader.tensor_of(x, {}) for x in keras.tree.flatten((args, kwargs))]
         try:
             graph = reader.opened(model, "", args, kwargs, outside)
@@ -199,7 +203,8 @@ def _symbolic(shape: Any, dtype: str) -> Any:
 class _Reader:
     """Reads graphs, each model once."""
 
-    def __init__(self) -> None:
+    def __init__(self, opens: Opens) -> None:
+        self._opens = opens
         self._seen: dict[int, Graph] = {}
 
     def tensor_of(self, x: Any, known: dict[int, Tensor]) -> Any:
@@ -279,7 +284,7 @@ class _Reader:
             )
             if isinstance(operation, keras.Model) and internals.function_of(operation) is not None:
                 call.inner = self.model(operation, path)
-            elif isinstance(operation, keras.Layer) and needs_opening(operation):
+            elif isinstance(operation, keras.Layer) and self._opens(operation):
                 self._open(call, given)
             graph.calls.append(call)
 

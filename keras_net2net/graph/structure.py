@@ -70,6 +70,24 @@ class Call:
         flat = keras.tree.flatten((self.args, self.kwargs))
         return [x for x in flat if isinstance(x, Tensor)]
 
+    @property
+    def insides(self) -> list[Graph]:
+        """Its own graph, and what that does in training mode, where that differs."""
+        return [] if self.inner is None else [*filter(None, (self.inner, self.inner.training))]
+
+    def entries(self, inside: Graph) -> list[tuple[Tensor, Tensor | None]]:
+        """The inputs of one of `insides`, each with the tensor outside that it stands for."""
+        inner: Any = self.inner
+        given = inner.sources if inner.opened else self._given(inner)
+        return list(zip(inside.flat_inputs, given, strict=True))
+
+    def _given(self, model: Graph) -> list[Tensor | None]:
+        """What a nested model is given, in the order of its own inputs."""
+        given = self.args[0] if self.args else next(iter(self.kwargs.values()))
+        if isinstance(given, dict) and not isinstance(model.inputs, dict):
+            return [given[tensor.keras_tensor.name] for tensor in model.flat_inputs]
+        return [x if isinstance(x, Tensor) else None for x in keras.tree.flatten(given)]
+
     def argument(self, name: str) -> Any:
         """The argument of this name."""
         return self.kwargs[name] if name in self.kwargs else self.args[self._at(name)]

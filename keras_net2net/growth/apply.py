@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -22,7 +22,8 @@ from keras_net2net.graph.structure import Call, Graph, Shape, Tensor
 from keras_net2net.growth.opened import update_opened
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.planning.draft import Draft
-from keras_net2net.planning.plan import Insertion, LayerChange, Plan
+from keras_net2net.planning.making import build_inserted, grown_values
+from keras_net2net.planning.plan import LayerChange, Plan
 from keras_net2net.widths.expressions import Axes, is_axes, resolve
 from keras_net2net.widths.facts import Facts
 from keras_net2net.widths.registry import rule_for
@@ -60,7 +61,7 @@ def apply_plan(
             if new.make is not None:
                 inserted[id(new.layer)] = new.make()
                 continue
-            shape = _shape_of(known[path].given[0][0])
+            shape = _shapes_like(known[path].given[0][0], None)
             steps = changes.get(path, [])
             inserted[id(new.layer)] = build_inserted(new.insertion, shape, steps, plan.seed)
     draft.made = {path: inserted[id(new.layer)] for path, new in draft.inserted.items()}
@@ -77,34 +78,6 @@ def apply_plan(
     layers = [layer for layer in inserted.values() if isinstance(layer, keras.Layer)]
     added = [variable for layer in layers for variable in layer.trainable_variables]
     return added, notes
-
-
-def build_inserted(
-    insertion: Insertion, shape: Any, steps: Sequence[LayerChange] = (), seed: int = 0
-) -> Any:
-    """Makes the layer of an insertion.
-
-    Args:
-        insertion: The insertion.
-        shape: The shape of its input.
-        steps: What changed of it since it was planned. Defaults to nothing.
-        seed: The seed of these changes. Defaults to `0`.
-
-    Returns:
-        The layer, built.
-    """
-    config = dict(insertion.config)
-    changed = {key: after for change in steps for key, _, after in change.config}
-    config.update({key: after for key, after in changed.items() if key in config})
-    layer = insertion.layer_class.from_config(config)
-    for key in changed.keys() - config.keys():  # an attribute of another name
-        internals.set_setting(layer, key, changed[key])
-    precise = getattr(layer, "variable_dtype", "float32") == "float64"
-    dtype = "float64" if precise else "float32"
-    initial = {weight.name: weight.array(dtype) for weight in insertion.weights}
-    values = grown_values(initial, steps, seed)
-    internals.build_with_values(layer, {"input_shape": shape}, values.get)
-    return layer
 
 
 def changed_variables(plan: Plan, draft: Draft) -> dict[str, Any]:
@@ -143,17 +116,6 @@ def _values(layer: Any, steps: list[LayerChange]) -> dict[str, np.ndarray]:
         for name, variable in (internals.named_variables(layer) if names else {}).items()
         if name in names
     }
-
-
-def grown_values(
-    values: Mapping[str, np.ndarray], steps: Sequence[LayerChange], seed: int
-) -> dict[str, np.ndarray]:
-    """The values of a layer's weights after all its changes, one after the other."""
-    grown = dict(values)
-    for step in steps:
-        for change in step.variables:
-            grown[change.label] = change.apply(grown[change.label], seed)
-    return grown
 
 
 def ahead(function: Callable[..., T], work: Iterable[tuple], depth: int = 4) -> Iterator[T]:

@@ -6,8 +6,7 @@ from typing import Any
 
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
-from keras_net2net.graph.copying import copy_model
-from keras_net2net.graph.reading import read
+from keras_net2net.growth.copying import copy_model
 from keras_net2net.growth.grow import Options, check_arguments, copy_for, grow_model
 from keras_net2net.operations.deeper.deeper import Deeper
 from keras_net2net.operations.wider import Wider
@@ -35,7 +34,7 @@ def clone(model: Any) -> Any:
     >>> bool((twin.get_weights()[0] == model.get_weights()[0]).all())
     True
     """
-    return copy_model(read(model))
+    return copy_model(model)
 
 
 def clone_and_grow(

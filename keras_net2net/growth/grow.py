@@ -12,11 +12,11 @@ import numpy as np
 
 from keras_net2net import internals
 from keras_net2net.errors import CodeError, GrowthError
-from keras_net2net.graph.copying import copy_model
-from keras_net2net.graph.reading import check_is_model, read
+from keras_net2net.graph.reading import check_is_model
 from keras_net2net.growth.apply import apply_plan, changed_variables, containers
 from keras_net2net.growth.best_weights import BestWeights, callbacks_of, concerned, own_weights
 from keras_net2net.growth.compiled import update_compiled
+from keras_net2net.growth.copying import copy_model
 from keras_net2net.growth.freezing import Changes, check_freeze, freeze_old
 from keras_net2net.growth.optimizers import OPTIMIZER_STATES, OptimizerUpdate, Trained
 from keras_net2net.growth.probe import Probe, probe, training_probe
@@ -72,7 +72,7 @@ def copy_for(model: Any, operations: Any, calibration: Any = None) -> tuple[Any,
     wanted = as_operations(operations)
     # Fail before anything is copied.
     draft = draft_growth(model, stages(wanted)[0], 0, calibration=calibration)
-    return copy_model(read(model)), [one.by_path(draft) for one in wanted]
+    return copy_model(model), [one.by_path(draft) for one in wanted]
 
 
 def as_seed(seed: int | None, model: Any) -> int:
@@ -110,7 +110,7 @@ def draft_growth(
     wanted = as_operations(operations)
     draft = Draft(model, as_seed(seed, model), stuck, calibration, loss_of)
     for operation in wanted:
-        draft.steps.extend(operation.draft(draft))
+        draft.steps.extend(operation.steps(draft))
     return draft
 
 

@@ -20,11 +20,12 @@ import numpy as np
 
 from keras_net2net import internals
 from keras_net2net.errors import CodeError
-from keras_net2net.graph.reading import read, read_layer, symbolic_arguments, symbolic_inputs
+from keras_net2net.graph.reading import symbolic_arguments, symbolic_inputs
 from keras_net2net.graph.structure import Call, Graph
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import LayerChange, Plan, Step
+from keras_net2net.widths.reading import read, read_layer
 
 Sizes = set[tuple[int, int]]
 

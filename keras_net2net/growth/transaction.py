@@ -53,7 +53,7 @@ class Transaction:
             contents = [(value, _copy(value)) for value in saved.values() if _holds(value)]
             self._undo.append(_Memory(attributes, saved, contents))
 
-    def on_roll_back(self, undo: Callable[[], None]) -> None:
+    def on_roll_back(self, undo: _Memory | Callable[[], None]) -> None:
         """Adds something to do in a rollback."""
         self._undo.append(undo)
 
@@ -75,7 +75,8 @@ class Transaction:
         """Forgets what was before, or leaves it to the transaction around this one."""
         whole = _around.get()
         if whole is not None:
-            whole._undo += self._undo
+            for undo in self._undo:
+                whole.on_roll_back(undo)
         self._undo = []
 
     def settle(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from keras_net2net import internals
-from keras_net2net.errors import FixedWidthError, GrowthError, UnknownLayerError
+from keras_net2net.errors import FixedWidthError, GrowthError, UnknownLayerError, receiving
 from keras_net2net.graph.structure import Graph
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import Step
@@ -44,6 +44,18 @@ class Operation(abc.ABC):
         They then find the layers that it inserts as they are, whatever these are made of.
         """
         return False
+
+    def __post_init__(self) -> None:
+        with receiving(repr(self)):
+            self._check()
+
+    def _check(self) -> None:  # noqa: B027 - most have something to check
+        """Checks the arguments, and puts them into their plain form."""
+
+    def steps(self, draft: Draft) -> list[Step]:
+        """Does the operation to a draft, as `draft` does; errors say what was received."""
+        with receiving(repr(self)):
+            return self.draft(draft)
 
     @abc.abstractmethod
     def draft(self, draft: Draft) -> list[Step]:
@@ -143,12 +155,11 @@ def as_operations(operations: Any) -> list[Operation]:
     )
 
 
-def check_normalized(batch_norm: Any, received: str, model: str) -> None:
+def check_normalized(batch_norm: Any, model: str) -> None:
     """Checks the argument that says whether what is inserted is normalized.
 
     Args:
         batch_norm: The argument.
-        received: What the caller passed, for the error message.
         model: What `None` means: as this has it.
 
     Raises:
@@ -159,7 +170,6 @@ def check_normalized(batch_norm: Any, received: str, model: str) -> None:
             f"`batch_norm` can't be {batch_norm!r}",
             "it says whether the new layers are normalized",
             f"Pass `True`, `False`, or `None` for what {model} has",
-            received=received,
         )
 
 
@@ -171,14 +181,13 @@ class Match:
     named: bool
 
 
-def find_layers(draft: Draft, wanted: Any, received: str) -> list[Match]:
+def find_layers(draft: Draft, wanted: Any) -> list[Match]:
     """The layers that a request names.
 
     Args:
         draft: The draft.
         wanted: A layer's name or path, a glob pattern of these, a layer object, or
             a sequence of these.
-        received: The request, for the error message.
 
     Returns:
         The layers in the order of the request, each once.
@@ -194,10 +203,9 @@ def find_layers(draft: Draft, wanted: Any, received: str) -> list[Match]:
             "No layer was named",
             "the list is empty",
             "Name a layer",
-            received=received,
         )
     for item in items:
-        for match in _find(draft, item, received):
+        for match in _find(draft, item):
             found.setdefault(id(match.facts), match)
     return list(found.values())
 
@@ -206,7 +214,7 @@ def _is_sequence(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _find(draft: Draft, item: Any, received: str) -> Iterable[Match]:
+def _find(draft: Draft, item: Any) -> Iterable[Match]:
     layers = draft.layers()
     if isinstance(item, keras.Layer):
         same = [facts for facts in layers if facts.operation is item]
@@ -218,7 +226,6 @@ def _find(draft: Draft, item: Any, received: str) -> Iterable[Match]:
                 ),
                 "only layers that the model calls can grow",
                 _suggest(draft, item.name),
-                received=received,
             )
         return [Match(same[0], True)]
     if not isinstance(item, str):
@@ -226,7 +233,6 @@ def _find(draft: Draft, item: Any, received: str) -> Iterable[Match]:
             "A layer is named by a string or given as a layer object",
             "nothing else tells which layer is meant",
             "Pass names such as 'conv1', patterns such as 'conv*', or layers",
-            received=received,
         )
     by_path = [facts for facts in layers if facts.path == item]
     by_name = by_path or [facts for facts in layers if facts.operation.name == item]
@@ -236,7 +242,6 @@ def _find(draft: Draft, item: Any, received: str) -> Iterable[Match]:
             f"The name {item!r} doesn't tell which layer is meant",
             f"{len(by_name)} layers of nested models have it",
             f"Use a path: {paths}",
-            received=received,
         )
     if by_name:
         return [Match(by_name[0], True)]
@@ -252,23 +257,21 @@ def _find(draft: Draft, item: Any, received: str) -> Iterable[Match]:
     kind = "pattern" if any(character in item for character in "*?[") else "name"
     nested = [g for g in draft.graph.subgraphs() if g.path and item in (g.path, g.model.name)]
     if nested and not isinstance(nested[0].model, keras.Model):
-        raise _opened(draft, nested[0], received)
+        raise _opened(draft, nested[0])
     if nested:
         raise UnknownLayerError(
             f"{item!r} is a model ({type(nested[0].model).__name__}), not a layer",
             "its layers grow, each by its own width",
             f"Name the layers inside, such as '{nested[0].path}/*'",
-            received=received,
         )
     raise UnknownLayerError(
         f"The {kind} {item!r} matches no layer of the model {draft.model.name!r}",
         f"its layers are {_listed([facts.path for facts in layers])}",
         _suggest(draft, item),
-        received=received,
     )
 
 
-def _opened(draft: Draft, graph: Graph, received: str) -> FixedWidthError:
+def _opened(draft: Draft, graph: Graph) -> FixedWidthError:
     """Why a layer that was looked into has no units that go by its own name."""
     kind = type(graph.model).__name__
     facts = draft.inference.facts.get(id(graph.model))
@@ -284,7 +287,6 @@ def _opened(draft: Draft, graph: Graph, received: str) -> FixedWidthError:
             if inside
             else f"Register a rule for {kind} with `keras_net2net.rules.register_rule`"
         ),
-        received=received,
     )
 
 

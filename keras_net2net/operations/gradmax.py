@@ -100,10 +100,9 @@ class GradMax:
     Args:
         draft: The draft; its model runs forwards and backwards once.
         sites: Where units are added.
-        received: The operation, for error messages.
     """
 
-    def __init__(self, draft: Draft, sites: Mapping[Width, Site], received: str) -> None:
+    def __init__(self, draft: Draft, sites: Mapping[Width, Site]) -> None:
         self._draft = draft
         self._sites = sites
         model, x, y = draft.model, inputs_of(draft.calibration), targets_of(draft.calibration)
@@ -112,7 +111,6 @@ class GradMax:
                 "New units can't be chosen by gradient",
                 "that needs data with targets",
                 "Pass `grow(..., calibration=(x, y))`",
-                received=received,
             )
         trained = draft.loss_of
         if not getattr(trained, "compiled", False):
@@ -120,7 +118,6 @@ class GradMax:
                 "New units can't be chosen by gradient",
                 f"the model {model.name!r} isn't compiled, and so has no loss",
                 "Compile the model first",
-                received=received,
             )
         x, y = (keras.tree.map_structure(keras.ops.convert_to_tensor, data) for data in (x, y))
         readers = {id(facts): facts for site in sites.values() for facts in site.readers}

@@ -79,23 +79,21 @@ class LargerKernel(Operation):
     layers: Any = None
     kernel_size: Any = None
 
-    def __post_init__(self) -> None:
-        received = repr(self)
+    def _check(self) -> None:
         if isinstance(self.layers, dict) == (self.kernel_size is not None):
             raise GrowthError(
                 "The new kernel size isn't clear",
                 "it comes from either `kernel_size` or a dict of layers to sizes",
                 "Pass `LargerKernel('conv1', kernel_size=5)` or `LargerKernel({'conv1': 5})`",
-                received=received,
             )
         if isinstance(self.layers, dict):
             sizes = {
-                name: _sizes(size, f"The kernel size of {plain(name)!r}", received)
+                name: _sizes(size, f"The kernel size of {plain(name)!r}")
                 for name, size in self.layers.items()
             }
             self._set(layers=sizes)
         else:
-            self._set(kernel_size=_sizes(self.kernel_size, "`kernel_size`", received))
+            self._set(kernel_size=_sizes(self.kernel_size, "`kernel_size`"))
             self._set(layers=fixed_request(self.layers))
 
     @property
@@ -116,7 +114,6 @@ class LargerKernel(Operation):
                     f"The kernel of layer {label(facts)} can't become {_text(wanted)}",
                     reason,
                     self._instead(draft, facts),
-                    received=repr(self),
                 )
             if reason is not None:
                 skipped.append(Skipped(facts.path, reason))
@@ -126,7 +123,6 @@ class LargerKernel(Operation):
                     f"The kernel of layer {label(facts)} can't become {_text(wanted)}",
                     "another size is asked for as well",
                     "Ask for one size for each layer",
-                    received=repr(self),
                 )
             done.add(facts.path)
             changes.append(self._change(draft, facts, wanted))
@@ -136,7 +132,6 @@ class LargerKernel(Operation):
                 f"No kernel of the model {draft.model.name!r} that was asked for can grow",
                 reasons or "it has no convolutions",
                 "Name a convolution with `same` or `causal` padding",
-                received=repr(self),
             )
         return [Step(self, layers=tuple(changes), skipped=tuple(skipped))]
 
@@ -150,7 +145,7 @@ class LargerKernel(Operation):
         return [
             (match, size)
             for name, size in groups
-            for match in find_layers(draft, name, repr(self))
+            for match in find_layers(draft, name)
             if match.named or isinstance(match.facts.operation, FAMILY)
         ]
 
@@ -262,11 +257,11 @@ def _size_along(draft: Draft, layer: Any, shape: Shape, axis: int) -> int | None
     return shape[axis + (2 if layer.data_format == "channels_first" else 1)]
 
 
-def _sizes(value: Any, what: str, received: str) -> int | tuple[int, ...]:
+def _sizes(value: Any, what: str) -> int | tuple[int, ...]:
     """A kernel size as an integer or a tuple of these."""
     if isinstance(value, (list, tuple)) and value:
-        return tuple(_sizes(size, what, received) for size in value)  # type: ignore[misc]
-    return whole_number(value, what, received, kind="the size of a kernel")
+        return tuple(_sizes(size, what) for size in value)  # type: ignore[misc]
+    return whole_number(value, what, kind="the size of a kernel")
 
 
 def _for_rank(wanted: Any, rank: int) -> tuple[int, ...] | None:

@@ -104,9 +104,8 @@ class Narrower(Resizing):
     _change: ClassVar[str] = "shrink"
     _lists: ClassVar[str] = "Narrower(factor=0.5, keep='norm')"
 
-    def __post_init__(self) -> None:
-        received = repr(self)
-        check_choice("keep", self.keep, KEEP, received, "duplicates")
+    def _check(self) -> None:
+        check_choice("keep", self.keep, KEEP, "duplicates")
         given = [isinstance(self.layers, dict), self.units is not None, self.factor is not None]
         if sum(given) > 1 or (sum(given) == 0 and self.keep != "duplicates"):
             raise GrowthError(
@@ -116,10 +115,8 @@ class Narrower(Resizing):
                     f"Pass `Narrower('conv1', units=32, keep={self.keep!r})`, or none of them with "
                     "`keep='duplicates'`"
                 ),
-                received=received,
             )
         self._take_sizes(
-            received,
             lambda factor: 0 < factor < 1,
             "a narrower layer has fewer units than before, and at least one",
             "Pass a factor between 0 and 1",
@@ -170,7 +167,6 @@ class Narrower(Resizing):
                 f"Layer {label(request.facts)} can't be narrowed to {request.units} units",
                 f"it has {now}, and narrowing only removes units",
                 f"Pass fewer than {now} units, or use `Wider`",
-                received=repr(self),
             )
 
     def _sizes(self, request: Request) -> dict[Width, int]:
@@ -192,7 +188,6 @@ class Narrower(Resizing):
                     f"{', '.join(repr(width) for width in growable(expression))} can shrink"
                 ),
                 f"Pass {near} units",
-                received=repr(self),
             )
         return found
 
@@ -254,7 +249,6 @@ class Narrower(Resizing):
                 f"Layer {label(named.facts)} can't be narrowed to {size} units exactly",
                 problem,
                 "Pass another size, or `keep='norm'`, which changes the function least",
-                received=repr(self),
             )
         skipped += [Skipped(match.facts.path, problem) for match in asked[width]]
 
@@ -281,7 +275,6 @@ class Narrower(Resizing):
                 "The activations of the units can't be compared",
                 "`keep='activation'` needs data to look at",
                 "Pass `grow(..., calibration=x)` with a batch of inputs, or `keep='norm'`",
-                received=repr(self),
             )
         seen = Activations(draft, weights)
         blind = []

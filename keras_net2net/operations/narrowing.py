@@ -29,7 +29,7 @@ from keras_net2net.widths.expressions import (
     widths_of,
 )
 from keras_net2net.widths.facts import READS, Facts, Normalized, WeightAxis
-from keras_net2net.widths.inference import Inference
+from keras_net2net.widths.inferred import Inferred
 
 # Relative to the largest weight: what adding up shares may have rounded away.
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
@@ -51,7 +51,7 @@ class Held:
         return TOLERANCES.get(str(self.value.dtype), 1e-5) * max(largest, 1e-30)
 
 
-def weights_of(inference: Inference) -> list[Held]:
+def weights_of(inference: Inferred) -> list[Held]:
     """All weights of a model that rules speak of."""
     found = []
     for facts in inference.facts.values():
@@ -295,7 +295,7 @@ def _taken_over(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 
 def removable(
-    inference: Inference, weights: Sequence[Held], widths: Iterable[Width]
+    inference: Inferred, weights: Sequence[Held], widths: Iterable[Width]
 ) -> dict[Width, Copies]:
     """What can be removed of widths without a trace."""
     classes = copies(weights)
@@ -353,7 +353,7 @@ def _fills(
     return none if not made or fills.all() else fills
 
 
-def unequal(inference: Inference, remaps: Mapping[Width, Remap]) -> dict[Width, str]:
+def unequal(inference: Inferred, remaps: Mapping[Width, Remap]) -> dict[Width, str]:
     """Widths that would have to shrink together with others that a normalization sees."""
     problems: dict[Width, str] = {}
 

@@ -25,7 +25,7 @@ from keras_net2net.planning.plan import OutputChange, Skipped, Step
 from keras_net2net.planning.remaps import appended, remap_of
 from keras_net2net.widths.expressions import Concat, Expression, Product, Width, resolve, widths_of
 from keras_net2net.widths.facts import Facts, HeadOutput
-from keras_net2net.widths.inference import Inference
+from keras_net2net.widths.inferred import Inferred
 from keras_net2net.widths.sizes import growable, sizes_for
 
 STARTS = ("zeros", "mean", "suppressed")
@@ -95,33 +95,30 @@ class NewClasses(Operation):
     start: str = "zeros"
     mass: float = 1e-4
 
-    def __post_init__(self) -> None:
-        received = repr(self)
+    def _check(self) -> None:
         if isinstance(self.layers, dict) == (self.classes is not None) or self.layers is None:
             raise GrowthError(
                 "The new classes aren't clear",
                 "a head is named, and their number comes from either `classes` or a dict",
                 "Pass `NewClasses('predictions', 5)` or `NewClasses({'predictions': 5})`",
-                received=received,
             )
         kind = "a number of new classes"
         if isinstance(self.layers, dict):
             counts = {
-                name: whole_number(count, f"The classes of {plain(name)!r}", received, kind=kind)
+                name: whole_number(count, f"The classes of {plain(name)!r}", kind=kind)
                 for name, count in self.layers.items()
             }
             self._set(layers=counts)
         else:
-            self._set(classes=whole_number(self.classes, "`classes`", received, kind=kind))
+            self._set(classes=whole_number(self.classes, "`classes`", kind=kind))
             self._set(layers=fixed_request(self.layers))
-        check_choice("start", self.start, STARTS, received)
+        check_choice("start", self.start, STARTS)
         mass = real_number(self.mass)
         if mass is None or not 0 < mass < 1:
             raise GrowthError(
                 f"`mass` can't be {self.mass!r}",
                 "it is the probability that is left to the new classes, between 0 and 1",
                 "Pass for example `mass=1e-4`",
-                received=received,
             )
         self._set(mass=mass)
 
@@ -187,7 +184,7 @@ class NewClasses(Operation):
         counts = self.layers if isinstance(self.layers, dict) else {None: self.classes}
         for name, count in counts.items():
             wanted = self.layers if name is None else name
-            for match in find_layers(draft, wanted, repr(self)):
+            for match in find_layers(draft, wanted):
                 yield match, int(count or 0)
 
     def _problem(self, draft: Draft, facts: Facts, named: bool) -> str | None:
@@ -216,7 +213,6 @@ class NewClasses(Operation):
             f"Layer {label(facts)} can't get new classes",
             why,
             instead,
-            received=repr(self),
         )
 
     def _no_head(self, skipped: list[Skipped]) -> GrowthError:
@@ -225,10 +221,9 @@ class NewClasses(Operation):
             "No layer that was asked for can get new classes",
             reasons,
             "Name the layer that makes the logits of the model",
-            received=repr(self),
         )
 
-    def _sizes(self, inference: Inference, facts: Facts, count: int) -> dict[Width, int]:
+    def _sizes(self, inference: Inferred, facts: Facts, count: int) -> dict[Width, int]:
         units = _classes_of(inference, facts) or facts.main
         wanted = int(units.size or 0) + count
         sizes, possible = sizes_for(units, wanted)
@@ -244,7 +239,7 @@ class NewClasses(Operation):
         return sizes
 
     def _offset(
-        self, inference: Inference, facts: Facts, grown: dict[Width, int]
+        self, inference: Inferred, facts: Facts, grown: dict[Width, int]
     ) -> tuple[float, str] | None:
         """What is added to the biases of new classes, and what that means."""
         if self.start != "suppressed":
@@ -307,7 +302,7 @@ class NewClasses(Operation):
         return notes
 
 
-def _classes_of(inference: Inference, facts: Facts) -> Expression | None:
+def _classes_of(inference: Inferred, facts: Facts) -> Expression | None:
     """Those units of a layer that the outputs of the model hold; the last of several."""
     tensors = inference.graph.flat_outputs
     shown = {w for x in tensors for axis in inference.of(x) for w in widths_of(axis)}
@@ -319,7 +314,7 @@ def _classes_of(inference: Inference, facts: Facts) -> Expression | None:
     return found[-1] if found else None
 
 
-def _holding(inference: Inference, width: Width) -> list[HeadOutput]:
+def _holding(inference: Inferred, width: Width) -> list[HeadOutput]:
     """The outputs that hold a width."""
     outputs = inference.graph.flat_outputs
     return [
@@ -329,11 +324,11 @@ def _holding(inference: Inference, width: Width) -> list[HeadOutput]:
     ]
 
 
-def _squashed(inference: Inference, width: Width) -> bool:
+def _squashed(inference: Inferred, width: Width) -> bool:
     return all(one.shown.squashed for one in _holding(inference, width))
 
 
-def _output_changes(inference: Inference, sizes: dict[Width, int]) -> Iterator[OutputChange]:
+def _output_changes(inference: Inferred, sizes: dict[Width, int]) -> Iterator[OutputChange]:
     remaps = {width: appended(int(width.size or 0), size) for width, size in sizes.items()}
     tensors = inference.graph.flat_outputs
     for one in inference.head_outputs:

@@ -35,13 +35,10 @@ class Resizing(Operation):
     _change: ClassVar[str] = "grow"
     _lists: ClassVar[str] = "Wider(factor=2)"
 
-    def _take_sizes(
-        self, received: str, fits: Callable[[float], bool], why: str, instead: str
-    ) -> None:
+    def _take_sizes(self, fits: Callable[[float], bool], why: str, instead: str) -> None:
         """Checks what says the new sizes, and puts it into its plain form.
 
         Args:
-            received: The operation, for error messages.
             fits: Whether a factor changes sizes in the right direction.
             why: What is wrong with one that doesn't.
             instead: What to pass then.
@@ -52,18 +49,17 @@ class Resizing(Operation):
         """
         if isinstance(self.layers, dict):
             sizes = {
-                name: whole_units(units, f"The units of {plain(name)!r}", received)
+                name: whole_units(units, f"The units of {plain(name)!r}")
                 for name, units in self.layers.items()
             }
             self._set(layers=sizes)
         if self.units is not None:
-            self._set(units=whole_units(self.units, "`units`", received))
+            self._set(units=whole_units(self.units, "`units`"))
             if self.layers is None:
                 raise GrowthError(
                     "One number of units doesn't fit every layer of a model",
                     "`units` needs `layers`",
                     "Name the layers, or use `factor`",
-                    received=received,
                 )
         parts = self.factor if isinstance(self.factor, dict) else {"": self.factor}
         factors = {name: real_number(value) for name, value in parts.items()}
@@ -74,12 +70,11 @@ class Resizing(Operation):
                 f"`factor` can't be {self.factor!r}",
                 why,
                 instead,
-                received=received,
             )
         self._set(
             layers=fixed_request(self.layers),
             factor=factors if isinstance(self.factor, dict) else factors[""],
-            round_to=whole_number(self.round_to, "`round_to`", received),
+            round_to=whole_number(self.round_to, "`round_to`"),
         )
 
     def _asked(
@@ -131,12 +126,12 @@ class Resizing(Operation):
             return [
                 one
                 for name, units in self.layers.items()
-                for match in find_layers(draft, name, repr(self))
+                for match in find_layers(draft, name)
                 for one in self._split(match, units)
             ]
         return [
             one
-            for match in find_layers(draft, self.layers, repr(self))
+            for match in find_layers(draft, self.layers)
             for one in self._split(match, self.units)
         ]
 
@@ -160,7 +155,6 @@ class Resizing(Operation):
                     f"Layer {label(match.facts)} has no {key!r} that could {self._change}",
                     f"it counts {', '.join(map(repr, counted)) or 'nothing'}",
                     "Name one of these, or pass a number",
-                    received=repr(self),
                 )
             requests.append(Request(match, counted[part], size, factor))
         return requests
@@ -196,7 +190,6 @@ class Resizing(Operation):
             f"Layer {label(facts)} can't be {self._done}",
             f"its width is fixed: {reason} (path: {' -> '.join(path)})",
             instead,
-            received=repr(self),
         )
 
     @property
@@ -230,7 +223,6 @@ class Resizing(Operation):
                 if not facts.has_rule
                 else f"{self._do.capitalize()} another layer"
             ),
-            received=repr(self),
         )
 
     def _conflict(
@@ -244,7 +236,6 @@ class Resizing(Operation):
                 f"for which {other} are asked"
             ),
             "Ask for one size",
-            received=repr(self),
         )
 
     def _nothing(self, draft: Draft, skipped: list[Skipped]) -> None:
@@ -256,7 +247,6 @@ class Resizing(Operation):
             (f"No layer of the model {draft.model.name!r} that was asked for can be {self._done}"),
             reasons or "there is none that makes units",
             self._another,
-            received=repr(self),
         )
 
 
@@ -283,13 +273,11 @@ class Request:
         return [width for factor in expression.factors for width in growable(factor)]
 
 
-def whole_units(value: Any, what: str, received: str) -> Any:
+def whole_units(value: Any, what: str) -> Any:
     """A number of units, or a dict of these."""
     if isinstance(value, dict) and value:
-        return {
-            str(key): whole_number(size, f"{what} ({key})", received) for key, size in value.items()
-        }
-    return whole_number(value, what, received)
+        return {str(key): whole_number(size, f"{what} ({key})") for key, size in value.items()}
+    return whole_number(value, what)
 
 
 def draft_operation(draft: Draft, path: str) -> Any | None:

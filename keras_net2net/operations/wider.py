@@ -95,8 +95,7 @@ class Wider(Resizing):
     shares: str = "random"
     noise: float = 0.0
 
-    def __post_init__(self) -> None:
-        received = repr(self)
+    def _check(self) -> None:
         given = [isinstance(self.layers, dict), self.units is not None, self.factor is not None]
         if sum(given) != 1:
             raise GrowthError(
@@ -106,23 +105,20 @@ class Wider(Resizing):
                     "Pass `Wider('conv1', units=64)`, `Wider('conv1', factor=2)` or "
                     "`Wider({'conv1': 64})`"
                 ),
-                received=received,
             )
         self._take_sizes(
-            received,
             lambda factor: 1 < factor < math.inf,
             "a wider layer has more units than before",
             "Pass a factor above 1",
         )
         noise = real_number(self.noise)
-        check_choice("new_units", self.new_units, NEW_UNITS, received)
-        check_choice("shares", self.shares, SHARES, received)
+        check_choice("new_units", self.new_units, NEW_UNITS)
+        check_choice("shares", self.shares, SHARES)
         if noise is None or not 0 <= noise < math.inf:
             raise GrowthError(
                 f"`noise` can't be {self.noise!r}",
                 "it is a standard deviation, relative to that of the weights",
                 "Pass a number of at least 0, such as 0.05",
-                received=received,
             )
         self._set(noise=noise)
 
@@ -152,7 +148,7 @@ class Wider(Resizing):
             sites = self._sites(draft, sizes, asked, skipped)
             remaps = {w: draw(draft.seed, w.name, int(w.size or 0), n) for w, n in sizes.items()}
             if sites:
-                additions, notes = GradMax(draft, sites, repr(self)).choose(remaps)
+                additions, notes = GradMax(draft, sites).choose(remaps)
         if not sizes:
             self._nothing(draft, skipped)
             return [Step(self, skipped=tuple(skipped), exact=self.exact)]
@@ -189,7 +185,6 @@ class Wider(Resizing):
                     f"New units of layer {label(named.facts)} can't be chosen by gradient",
                     found,
                     "Pass `new_units='fresh'`, or choose another layer",
-                    received=repr(self),
                 )
             skipped += [Skipped(match.facts.path, found) for match in asked[width]]
             del sizes[width]
@@ -201,7 +196,6 @@ class Wider(Resizing):
                 f"Layer {label(request.facts)} can't be widened to {request.units} units",
                 f"it has {now}, and widening only adds units",
                 f"Pass more than {now} units",
-                received=repr(self),
             )
 
     def _fills(
@@ -223,7 +217,6 @@ class Wider(Resizing):
                         f"Layer {label(named.facts)} can't be widened to {sizes[width]} units",
                         problem,
                         f"Pass a multiple of {width.size}",
-                        received=repr(self),
                     )
                 skipped += [Skipped(match.facts.path, problem) for match in asked[width]]
                 del sizes[width]
@@ -246,7 +239,6 @@ class Wider(Resizing):
                     f"{', '.join(repr(width) for width in free)} can grow"
                 ),
                 f"Pass {near} units",
-                received=repr(self),
             )
         return sizes
 

@@ -17,7 +17,6 @@ import keras
 
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
-from keras_net2net.graph.reading import read
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.planning.changes import (
     Addition,
@@ -31,7 +30,9 @@ from keras_net2net.planning.remaps import Remap, appended, draw, draw_bound, rem
 from keras_net2net.rules import builtin  # noqa: F401
 from keras_net2net.widths.expressions import EXPRESSIONS, Expression, Width, resolve, widths_of
 from keras_net2net.widths.facts import MAKES, READS, Facts, FromEnd, Scaled, WeightAxis
-from keras_net2net.widths.inference import Inference
+from keras_net2net.widths.inference import infer
+from keras_net2net.widths.inferred import Inferred
+from keras_net2net.widths.reading import read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +62,17 @@ class Inserted:
         insertion: What the plan says of it.
         layer: A stand-in without weights.
         make: Makes the layer itself, with its weights. Defaults to `None`: it is built
-            from its configuration, for the shape of its only input.
+            from its configuration, for the shapes of what it reads.
     """
 
     insertion: Insertion
     layer: Any
     make: Callable[[], Any] | None = None
+
+    @property
+    def path(self) -> str:
+        """Its path."""
+        return self.insertion.path
 
 
 class Placeholder:
@@ -124,7 +130,7 @@ class Draft:
         self.steps: list[Step] = []
         self.parameters = int(model.count_params())
         self._before = self.parameters
-        self._inference: Inference | None = None
+        self._inference: Inferred | None = None
         self._heads: frozenset[int] = frozenset()
 
     @property
@@ -140,12 +146,10 @@ class Draft:
         return str(getattr(self._calibration, "label", "the calibration data"))
 
     @property
-    def inference(self) -> Inference:
+    def inference(self) -> Inferred:
         """What is inferred of the graph as it stands."""
         if self._inference is None:
-            self._inference = Inference(
-                self.graph, self.settings, self.shapes, self.stuck, self._heads
-            )
+            self._inference = infer(self.graph, self.settings, self.shapes, self.stuck, self._heads)
         return self._inference
 
     @contextlib.contextmanager
@@ -413,68 +417,37 @@ class Draft:
         changed = self.settings.get(id(operation), {})
         return changed[key] if key in changed else getattr(operation, key)
 
-    def insert(self, g: Graph, after: Tensor, chain: list[Inserted]) -> Tensor:
-        """Inserts layers, one after the other, behind a tensor.
-
-        Args:
-            g: The graph that the tensor belongs to.
-            after: The tensor.
-            chain: The layers, none of which changes the shape.
-
-        Returns:
-            The tensor that the last of them makes.
-        """
-        calls = []
-        x = after
-        for inserted in chain:
-            y = Tensor(x.shape, x.dtype)
-            calls.append(Call(inserted.layer, inserted.insertion.path, (x,), {}, [y]))
-            x = y
-        self.insert_calls(g, after, calls, x, chain)
-        return x
-
-    def insert_calls(
-        self, g: Graph, after: Tensor, calls: list[Call], last: Tensor, made: list[Inserted]
+    def insert(
+        self,
+        g: Graph,
+        after: Tensor,
+        calls: list[Call],
+        last: Tensor,
+        made: list[Inserted],
+        reader: Call | None = None,
     ) -> None:
-        """Inserts a part of a graph behind a tensor: whatever read the tensor reads `last`.
+        """Inserts a part of a graph behind a tensor: what read the tensor reads `last`.
 
         Args:
             g: The graph that the tensor belongs to.
             after: The tensor.
             calls: The calls, in the order in which they run, of layers that are inserted.
-            last: The tensor that the last of them makes, of the shape of `after`.
+            last: The tensor that the last of them makes.
             made: The layers that they call.
+            reader: The only call that is to read `last`; there is one new call then.
+                Defaults to `None`: all calls do, and `last` has the shape of `after`.
         """
-        self.check_open(g, made[0].insertion.path)
         for inserted in made:
-            if inserted.insertion.path not in self.inserted:
-                self._enter(inserted)
-        g.insert_after(after, calls, last)
+            if inserted.path not in self.inserted:
+                self.inserted[inserted.path] = inserted
+                for weight in inserted.insertion.weights:
+                    self.shapes[f"{inserted.path}/{weight.name}"] = weight.shape
+                    self.parameters += _count(weight.shape)
+        if reader is None:
+            g.insert_after(after, calls, last)
+        else:
+            g.insert_before(reader, after, calls[0], last)
         self._inference = None
-
-    def insert_before(
-        self, g: Graph, call: Call, inserted: Inserted, shape: tuple[int | None, ...]
-    ) -> Tensor:
-        """Inserts a layer before a call, which then reads what the layer makes.
-
-        Args:
-            g: The graph that the call stands in.
-            call: The call, of one tensor. Other calls that read it don't change.
-            inserted: The layer.
-            shape: The shape of what it makes.
-
-        Returns:
-            The tensor that it makes.
-        """
-        self.check_open(g, inserted.insertion.path)
-        x = call.inputs[0]
-        y = Tensor(shape, call.outputs[0].dtype)
-        new = Call(inserted.layer, inserted.insertion.path, (x,), {}, [y])
-        if inserted.insertion.path not in self.inserted:
-            self._enter(inserted)
-        g.insert_before(call, x, new, y)
-        self._inference = None
-        return y
 
     def replace(
         self, facts: Facts, config: Mapping[str, Any], variables: Iterable[VariableReplacement]
@@ -504,14 +477,6 @@ class Draft:
         self._inference = None
         kind = type(facts.operation).__name__
         return LayerChange(facts.path, kind, tuple(changed), variables)
-
-    def _enter(self, inserted: Inserted) -> None:
-        """Notes a layer that is inserted."""
-        path = inserted.insertion.path
-        self.inserted[path] = inserted
-        for weight in inserted.insertion.weights:
-            self.shapes[f"{path}/{weight.name}"] = weight.shape
-            self.parameters += _count(weight.shape)
 
     def check_open(self, g: Graph, path: str) -> None:
         """Checks that a layer can be inserted into a graph.
@@ -596,8 +561,3 @@ def _count(shape: Iterable[int]) -> int:
     for size in shape:
         total *= size
     return total
-
-
-def stand_in(layer_class: Any, config: Mapping[str, Any]) -> Any:
-    """A layer without weights, for inference to ask its rule about."""
-    return layer_class.from_config(dict(config))

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, LogError, whole_number
+from keras_net2net.errors import GrowthError, LogError, receiving, whole_number
 from keras_net2net.growth.freezing import check_freeze
 from keras_net2net.growth.grow import check_arguments, grow
 from keras_net2net.growth.report import GrowthReport
@@ -363,8 +363,7 @@ def _checked(schedule: Schedule) -> Schedule:
         )
     checked = {}
     for epoch, operations in schedule.items():
-        number = whole_number(
-            epoch, "An epoch of the schedule", f"{dict(schedule)!r}", least=0, kind="counted from 0"
-        )
+        with receiving(f"{dict(schedule)!r}"):
+            number = whole_number(epoch, "An epoch of the schedule", 0, "counted from 0")
         checked[number] = as_operations(operations)
     return checked

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, whole_number
+from keras_net2net.errors import GrowthError, receiving, whole_number
 from keras_net2net.growth.best_weights import BestWeights, callbacks_of, concerned, own_weights
 from keras_net2net.growth.grow import plan
 from keras_net2net.growth.transaction import Transaction
@@ -350,7 +350,8 @@ def _checked(operations: Any) -> Any:
 
 
 def _whole(name: str, value: Any, least: int) -> int:
-    return whole_number(value, f"`{name}`", f"{name}={value!r}", least, "a number")
+    with receiving(f"{name}={value!r}"):
+        return whole_number(value, f"`{name}`", least, "a number")
 
 
 def _wrong(what: str, why: str, received: str, instead: str) -> GrowthError:

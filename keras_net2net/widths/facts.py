@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
+from keras_net2net.graph.structure import Call
 from keras_net2net.widths.expressions import Expression, Fixed, Obstacle
-
-if TYPE_CHECKING:
-    from keras_net2net.graph.structure import Call
 
 # What an axis of a weight does with units.
 MAKES = "makes"  # the axis makes units: a kernel's output axis, a bias
@@ -254,5 +252,26 @@ class Facts:
         """The first of the sizes that the layer counts."""
         return next(iter(self.units.values()), Fixed(0))
 
+    @property
+    def axes(self) -> list[VariableAxis]:
+        """All axes of all its weights."""
+        return [VariableAxis(self, n, i) for n, w in self.weights.items() for i in range(len(w))]
 
-Place = tuple[Facts, str, int]  # an axis of a weight
+
+class VariableAxis(NamedTuple):
+    """One axis of a weight of a layer."""
+
+    facts: Facts
+    name: str
+    at: int
+
+    @property
+    def axis(self) -> WeightAxis:
+        """What is known of it."""
+        return self.facts.weights[self.name][self.at]
+
+    def change(self, **changes: Any) -> None:
+        """Says something else of it: its role, or what it reads of units that fill."""
+        axes = list(self.facts.weights[self.name])
+        axes[self.at] = dataclasses.replace(axes[self.at], **changes)
+        self.facts.weights[self.name] = tuple(axes)

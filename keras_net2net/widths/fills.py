@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 from keras_net2net.widths.expressions import Expression, Width, common_factor, resolve, widths_of
 from keras_net2net.widths.facts import Normalized
-from keras_net2net.widths.inference import Inference
+from keras_net2net.widths.inferred import Inferred
 
 
 def fills_for(
-    inference: Inference, sizes: Mapping[Width, int]
+    inference: Inferred, sizes: Mapping[Width, int]
 ) -> tuple[dict[Width, str | None], dict[Width, str]]:
     """Decides how widths grow that normalizations see.
 

@@ -8,7 +8,7 @@ the probabilities. What else fixes the units still does.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from keras import layers
@@ -18,9 +18,7 @@ from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.internals.activations import activation_name
 from keras_net2net.widths.expressions import Expression, Obstacle, Width, fix, widths_of
 from keras_net2net.widths.facts import READS, HeadOutput, Shown
-
-if TYPE_CHECKING:
-    from keras_net2net.widths.inference import Inference
+from keras_net2net.widths.inferred import Inferred
 
 # Layers that leave the values of logits as they are at inference, or move them.
 _MOVES = (
@@ -63,19 +61,19 @@ _MOVING_OPERATIONS = frozenset(
 )
 
 
-def release_heads(inference: Inference) -> set[Width]:
+def release_heads(state: Inferred) -> set[Width]:
     """Finds the units of the heads that may grow although they are outputs.
 
     Args:
-        inference: The inference, all but for its outputs; widths become fixed.
+        state: What was inferred, all but for its outputs; widths become fixed.
 
     Returns:
         The widths that being an output doesn't fix.
     """
     wanted = {
         width
-        for facts in inference.facts.values()
-        if id(facts.operation) in inference.heads
+        for facts in state.facts.values()
+        if id(facts.operation) in state.heads
         for units in facts.units.values()
         for width in widths_of(units)
     }
@@ -83,23 +81,23 @@ def release_heads(inference: Inference) -> set[Width]:
     def has(expression: Expression) -> bool:
         return any(width in wanted for width in widths_of(expression))
 
-    for competitions in inference.competitions.values():
+    for competitions in state.competitions.values():
         for one in competitions:
             if len(competitions) > 1 or not has(one.expression):
                 fix(one.expression, one.obstacle)
-    for norm in inference.normalized:
+    for norm in state.normalized:
         if has(norm.expression):
             fix(norm.expression, norm.obstacle)
-    for call, _, expression, _ in inference.demands:
+    for call, _, expression, _ in state.demands:
         if has(expression):
             fix(expression, Obstacle(call.path, "sums over these units"))
-    walk = _Walk(inference, wanted)
-    walk.graph(inference.graph)
-    outputs = inference.graph.flat_outputs
-    inference.head_outputs = [
+    walk = _Walk(state, wanted)
+    walk.graph(state.graph)
+    outputs = state.graph.flat_outputs
+    state.head_outputs = [
         HeadOutput(position, at, walk.shown.get(id(tensor), Shown("mixed")))
         for position, tensor in enumerate(outputs)
-        for at, axis in enumerate(inference.of(tensor))
+        for at, axis in enumerate(state.of(tensor))
         if has(axis)
     ]
     return wanted
@@ -108,8 +106,8 @@ def release_heads(inference: Inference) -> set[Width]:
 class _Walk:
     """A pass through the graph, in the order in which it runs."""
 
-    def __init__(self, inference: Inference, wanted: set[Width]) -> None:
-        self._inference = inference
+    def __init__(self, state: Inferred, wanted: set[Width]) -> None:
+        self._state = state
         self._wanted = wanted
         self.shown: dict[int, Shown] = {}
 
@@ -121,8 +119,7 @@ class _Walk:
                 self._call(call)
 
     def _nested(self, call: Call, inner: Graph) -> None:
-        given = inner.sources if inner.opened else call.inputs
-        for inside, outside in zip(inner.flat_inputs, given, strict=False):
+        for inside, outside in call.entries(inner):
             if id(outside) in self.shown:
                 known, new = self.shown.get(id(inside)), self.shown[id(outside)]
                 self.shown[id(inside)] = new if known in (None, new) else Shown("mixed")
@@ -133,9 +130,7 @@ class _Walk:
 
     def _holds(self, tensor: Tensor) -> bool:
         return any(
-            width in self._wanted
-            for axis in self._inference.of(tensor)
-            for width in widths_of(axis)
+            width in self._wanted for axis in self._state.of(tensor) for width in widths_of(axis)
         )
 
     def _call(self, call: Call) -> None:
@@ -152,7 +147,7 @@ class _Walk:
         """Fixes units that a weight reads where they are parts of a whole."""
         if all(one.kind == "values" for one in given):
             return
-        facts = self._inference.facts[id(call.operation)]
+        facts = self._state.facts[id(call.operation)]
         for axes in facts.weights.values():
             for axis in axes:
                 if axis.role == READS:
@@ -175,7 +170,7 @@ class _Walk:
                 product = scale * factor if known else None  # type: ignore[operator]
                 shown = dataclasses.replace(shown, scale=product)
         name = _own_activation(call.operation)
-        competitions = self._inference.competitions.get(id(call), [])
+        competitions = self._state.competitions.get(id(call), [])
         for one in competitions:
             if any(width in self._wanted for width in widths_of(one.expression)):
                 if shown.kind != "values" or shown.squashed:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 
@@ -25,6 +25,7 @@ from keras_net2net.widths.expressions import (
 from keras_net2net.widths.facts import (
     FOLLOWS,
     READS,
+    Competition,
     Content,
     Facts,
     Normalized,
@@ -32,32 +33,40 @@ from keras_net2net.widths.facts import (
     WeightAxis,
     follows,
 )
+from keras_net2net.widths.inferred import Inferred
 from keras_net2net.widths.registry import rule_for
 
-if TYPE_CHECKING:
-    from keras_net2net.widths.inference import Inference
+# Follows units through a function: what it is, the axes of its argument, dtype and path.
+Follow = Callable[[Any, Axes, str, str], Axes | None]
 
 
 class RuleCall:
     """What a rule uses to say what a layer does; one for each call of a layer.
 
     Args:
-        inference: The inference under way.
+        state: What was inferred so far.
         call: The call.
         facts: What is known of the layer; shared by all its calls.
+        follow: What follows units through a function.
         content: What the inputs hold for units that fill.
     """
 
     def __init__(
-        self, inference: Inference, call: Call, facts: Facts, content: Content | None = None
+        self,
+        state: Inferred,
+        call: Call,
+        facts: Facts,
+        follow: Follow,
+        content: Content | None = None,
     ) -> None:
-        self._inference = inference
+        self._state = state
         self._call = call
         self._facts = facts
+        self._follow = follow
         self._treatment: str | None = None
         self._beside: tuple[Sequence[Expression], str | None] = ((), None)
         self._shapes: list[tuple[int | None, ...]] | None = None
-        self.content = inference.content_of(call) if content is None else content
+        self.content = state.content_of(call) if content is None else content
         self.layer = facts.operation
 
     @property
@@ -73,7 +82,7 @@ class RuleCall:
         Sizes must be read through this, since an earlier operation of the same
         plan may have changed them.
         """
-        changed = self._inference.settings.get(id(self.layer), {})
+        changed = self._state.settings.get(id(self.layer), {})
         return changed[key] if key in changed else getattr(self.layer, key)
 
     def units(self, key: str) -> Expression:
@@ -88,7 +97,7 @@ class RuleCall:
         if key not in self._facts.units:
             path = self._facts.part_of or self._facts.path
             name = path if not self._facts.units else f"{path}:{key}"
-            self._facts.units[key] = self._inference.new_width(name, self.setting(key))
+            self._facts.units[key] = self._state.new_width(name, self.setting(key))
             self._facts.config[key] = self._facts.units[key]
         return self._facts.units[key]
 
@@ -104,14 +113,14 @@ class RuleCall:
 
     def counted(self, layer: Any) -> dict[str, Expression]:
         """The sizes that a layer inside this one counts, once its rule was applied."""
-        return dict(self._inference.facts[id(layer)].units)
+        return dict(self._state.facts[id(layer)].units)
 
     def new_units(self, name: str, size: int) -> Expression:
         """Units that follow from the layer's settings, under a name of their own."""
         known = self._facts.units
         if name not in known:
             path = self._facts.part_of or self._facts.path
-            known[name] = self._inference.new_width(f"{path}:{name}", size)
+            known[name] = self._state.new_width(f"{path}:{name}", size)
         return known[name]
 
     def configure(self, key: str, value: Any) -> None:
@@ -186,11 +195,7 @@ class RuleCall:
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape of a weight, as it is in the plan so far."""
-        planned = self._inference.shapes.get(f"{self._facts.path}/{name}")
-        if planned is not None:
-            return tuple(planned)
-        own = internals.named_variables(self.layer)
-        return tuple(own[name].shape)
+        return self._state.shape_of(self._facts, name, internals.named_variables(self.layer)[name])
 
     def share_part(self, layer: Any, expression: Expression, scale: Scaled | None = None) -> None:
         """Lets what makes units in a layer inside this one hold the shares of copies.
@@ -200,7 +205,7 @@ class RuleCall:
             expression: The units.
             scale: What its weights are multiplied by at a growth.
         """
-        self._inference.share_part(self._inference.facts[id(layer)], expression, scale)
+        self._state.parts_that_share.append((self._state.facts[id(layer)], expression, scale))
 
     def treat(
         self,
@@ -250,7 +255,7 @@ class RuleCall:
             copies: Whether copying all of them equally often does. Defaults to `True`.
             why: What it does, for who asks for another size.
         """
-        self._inference.normalized.append(
+        self._state.normalized.append(
             Normalized(expression, fill, copies, self.content, self.obstacle(why))
         )
 
@@ -280,8 +285,11 @@ class RuleCall:
             kind: `"softmax"` or `"log_softmax"`.
             why: What the layer does, as in `fix`.
         """
-        if not self._inference.compete(self._call, expression, kind, self.obstacle(why)):
+        if not self._state.heads:
             self.fix(expression, why)
+            return
+        found = Competition(expression, kind, self.obstacle(why))
+        self._state.competitions.setdefault(id(self._call), []).append(found)
 
     def obstacle(self, why: str) -> Obstacle:
         """The reason given to widths that this layer fixes."""
@@ -319,14 +327,14 @@ class RuleCall:
                     return self._run(rule, facts, content, shapes, args, kwargs)
                 return None  # it may still get weights
             path = f"{self._facts.path}/{operation.name}"
-            facts = self._inference.facts_of(operation, path)
+            facts = self._state.facts_of(operation, path)
             facts.part_of = facts.part_of or self._facts.part_of or self._facts.path
             facts.given = facts.given or (args, kwargs)
             facts.calls += 1
         else:
             facts = Facts(operation, self._facts.path)
         outputs = self._run(rule, facts, content, shapes, args, kwargs)
-        if not self._inference.weights_covered(facts):
+        if not self._state.weights_covered(facts):
             return None
         return outputs
 
@@ -339,7 +347,7 @@ class RuleCall:
         args: Any,
         kwargs: Any,
     ) -> Any:
-        inner = RuleCall(self._inference, self._call, facts, content or self.content)
+        inner = RuleCall(self._state, self._call, facts, self._follow, content or self.content)
         inner._shapes = shapes or self._shapes
         outputs = rule(inner, *args, **kwargs)
         self._treatment, self._beside = inner._treatment, inner._beside
@@ -356,7 +364,7 @@ class RuleCall:
             Those of what it returns; `None` where that can't be seen.
         """
         path = f"{self._facts.path}/{getattr(function, '__name__', 'function')}"
-        return self._inference.follow(function, axes, self._call.outputs[0].dtype, path)
+        return self._follow(function, axes, self._call.outputs[0].dtype, path)
 
     def role(self, expression: Expression, role: str) -> bool:
         """Gives an axis of a variable that is used as a tensor its role.
@@ -368,7 +376,16 @@ class RuleCall:
         Returns:
             Whether it is such an axis, and may have that role.
         """
-        return self._inference.give_role(self._call, expression, role, self.content)
+        place, _ = self._state.variables.get(id(expression), (None, None))
+        if place is None or place.axis.role not in (FOLLOWS, role):
+            return False
+        content = self.content
+        if role == READS:
+            self._state.reading.add((id(self._call), place))
+            if place.axis.role == READS:
+                content = content.join(place.axis.content)
+        place.change(role=role, content=content)
+        return True
 
     def share(self, expression: Expression, *tensors: int) -> None:
         """Says that units are summed over that two tensors hold, none of them a weight.
@@ -381,7 +398,7 @@ class RuleCall:
             *tensors: The positions, among the inputs of the call, of the tensors
                 that may.
         """
-        self._inference.demand(self._call, self._facts, expression, tensors)
+        self._state.demands.append((self._call, self._facts, expression, tensors))
 
 
 def _stateless(layer: Any) -> bool:

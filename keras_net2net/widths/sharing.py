@@ -9,9 +9,7 @@ all between there and the sum is linear.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
 from keras_net2net.graph.structure import Call, Tensor
 from keras_net2net.widths.expressions import Expression, Obstacle, fix, resolve, widths_of
@@ -24,28 +22,51 @@ from keras_net2net.widths.facts import (
     READS,
     RESCALES,
     Facts,
-    Place,
+    VariableAxis,
 )
-
-if TYPE_CHECKING:
-    from keras_net2net.widths.inference import Inference
+from keras_net2net.widths.inferred import Inferred
 
 
-def share_demands(inference: Inference) -> None:
+def share_parts(state: Inferred) -> None:
+    """Lets what makes units in layers inside others hold the shares, as their rules said.
+
+    Last of all: a layer that is called again must first find its roles as it left them.
+
+    Args:
+        state: What was inferred; roles of weights change.
+    """
+    for facts, expression, scale in state.parts_that_share:
+        for one in _makers(facts, resolve(expression)):
+            one.change(role=READS)
+            if scale is not None:
+                facts.scales[one.name] = scale
+
+
+def _makers(facts: Facts, wanted: Expression) -> list[VariableAxis]:
+    """The axes of a layer's weights that make units, or hold something for each of them."""
+    return [
+        one
+        for one in facts.axes
+        if one.axis.role in (MAKES, FOLLOWS) and resolve(one.axis.expression) == wanted
+    ]
+
+
+def share_demands(state: Inferred) -> None:
     """Finds, for each sum over units that no weight reads, what can hold the shares.
 
     Args:
-        inference: The inference; roles of weights change, or widths become fixed.
+        state: What was inferred; roles of weights change, or widths become fixed.
     """
-    paths = _Paths(inference)
-    for call, facts, expression, tensors in inference.demands:
+    paths = _Paths(state)
+    for call, facts, expression, tensors in state.demands:
         wanted = resolve(expression)
         if not any(True for _ in widths_of(wanted)):
             continue
         for position in tensors:
             places = paths.makers(call.inputs[position], wanted, call)
             if places is not None:
-                _share(places)
+                for place in places:
+                    place.change(role=READS)
                 break
         else:
             kind = type(facts.operation).__name__
@@ -53,7 +74,7 @@ def share_demands(inference: Inference) -> None:
             fix(wanted, Obstacle(facts.path, why))
 
 
-def check_variables(inference: Inference) -> None:
+def check_variables(state: Inferred) -> None:
     """Fixes units that a variable reads which is used for something else, too.
 
     A variable that holds the shares of copies must reach the sum that it was given
@@ -61,71 +82,68 @@ def check_variables(inference: Inference) -> None:
     well, would see the shares.
 
     Args:
-        inference: The inference; widths become fixed.
+        state: What was inferred; widths become fixed.
     """
-    held: dict[int, set[Place]] = {}
-    calls = [call for _, call in inference.graph.all_calls()]
+    held: dict[int, set[VariableAxis]] = {}
+    calls = [call for _, call in state.graph.all_calls()]
     for tensor in {id(x): x for call in calls for x in call.inputs}.values():
         if tensor.variable is not None:
-            held[id(tensor)] = inference.read_in(tensor)
-    for graph in inference.graph.subgraphs():
+            held[id(tensor)] = state.read_in(tensor)
+    for graph in state.graph.subgraphs():
         for tensor in graph.flat_outputs:
             if tensor.variable is not None:
-                held[id(tensor)] = inference.read_in(tensor)
+                held[id(tensor)] = state.read_in(tensor)
     changed = True
     while changed:
         changed = False
         for call in calls:
-            for target, places in _handed_on(inference, call, held):
+            for target, places in _handed_on(state, call, held):
                 known = held.setdefault(id(target), set())
                 changed = changed or not places <= known
                 known |= places
 
 
 def _handed_on(
-    inference: Inference, call: Call, held: Mapping[int, set[Place]]
-) -> Iterator[tuple[Tensor, set[Place]]]:
+    state: Inferred, call: Call, held: Mapping[int, set[VariableAxis]]
+) -> Iterator[tuple[Tensor, set[VariableAxis]]]:
     """The tensors that still hold shares after a call; fixes units where that can't be."""
-    inner = call.inner
-    if inner is not None and inner.opened:
-        for graph in filter(None, (inner, inner.training)):
-            for inside, outside in zip(graph.flat_inputs, graph.sources, strict=True):
+    if call.inner is not None and call.inner.opened:
+        for graph in call.insides:
+            for inside, outside in call.entries(graph):
                 yield inside, held.get(id(outside), set())
             for inside, outside in zip(graph.flat_outputs, call.outputs, strict=True):
                 yield outside, held.get(id(inside), set())
         return
     for tensor in call.inputs:
         for place in held.get(id(tensor), ()):
-            if inference.is_read_by(place, call):
+            if (id(call), place) in state.reading:
                 continue
-            facts, name, at = place
-            if _is_linear(inference, call, tensor, place, held):
+            if _is_linear(state, call, tensor, place, held):
                 for output in call.outputs:
                     yield output, {place}
                 continue
-            kind = type(facts.operation).__name__
-            why = f"({kind}) uses its weight {name!r} in another way than to sum over these units"
-            fix(facts.weights[name][at].expression, Obstacle(facts.path, why))
+            kind = type(place.facts.operation).__name__
+            why = "in another way than to sum over these units"
+            why = f"({kind}) uses its weight {place.name!r} {why}"
+            fix(place.axis.expression, Obstacle(place.facts.path, why))
 
 
 def _is_linear(
-    inference: Inference,
+    state: Inferred,
     call: Call,
     tensor: Tensor,
-    place: Place,
-    held: Mapping[int, set[Place]],
+    place: VariableAxis,
+    held: Mapping[int, set[VariableAxis]],
 ) -> bool:
     """Whether a call is linear in what a tensor holds along the axis of a variable."""
-    facts, name, at = place
-    units = facts.weights[name][at].expression
+    units = resolve(place.axis.expression)
 
     def shared(x: Tensor) -> bool:
         """Whether a tensor holds shares of the same units."""
-        places = held.get(id(x), ())
-        return any(resolve(f.weights[n][i].expression) == resolve(units) for f, n, i in places)
+        return any(resolve(one.axis.expression) == units for one in held.get(id(x), ()))
 
     kind = type(call.operation).__name__
-    if inference.treatments.get(id(call)) == PASSES and kind not in _PRODUCTS:
+    if state.treatments.get(id(call)) == PASSES and kind not in _PRODUCTS:
         return all(map(shared, call.inputs))
     others = [x for x in call.inputs if x is not tensor]
     if len(others) + 1 != len(call.inputs) or any(map(shared, others)):
@@ -138,41 +156,35 @@ def _is_linear(
 _PRODUCTS = ("Multiply", "Divide", "TrueDivide")  # linear in one of several tensors
 
 
-def _share(places: Iterable[Place]) -> None:
-    for facts, name, at in places:
-        axes = list(facts.weights[name])
-        axes[at] = dataclasses.replace(axes[at], role=READS)
-        facts.weights[name] = tuple(axes)
-
-
 class _Paths:
     """Ways back from a tensor to the weights that make its units."""
 
-    def __init__(self, inference: Inference) -> None:
-        self._inference = inference
+    def __init__(self, state: Inferred) -> None:
+        self._state = state
         self._made: dict[int, Call] = {}
         self._read: dict[int, list[Call]] = {}
         self._entered: dict[int, tuple[Tensor, Call]] = {}
         self._outputs: set[int] = set()
         self._parts: dict[str, list[Facts]] = {}
-        for graph, call in inference.graph.all_calls():
+        for graph, call in state.graph.all_calls():
             for tensor in call.outputs:
                 self._made[id(tensor)] = call
             for tensor in call.inputs:
                 self._read.setdefault(id(tensor), []).append(call)
             if call.inner is not None and call.inner.opened and call.inner.training is None:
-                for inside, outside in zip(call.inner.flat_inputs, call.inner.sources, strict=True):
-                    self._entered[id(inside)] = (outside, call)
+                for inside, outside in call.entries(call.inner):
+                    if outside is not None:
+                        self._entered[id(inside)] = (outside, call)
             if graph.training is not None:
                 self._outputs.update(id(tensor) for tensor in graph.flat_inputs)
-        for graph in inference.graph.subgraphs():
-            if not graph.opened or graph is inference.graph:
+        for graph in state.graph.subgraphs():
+            if not graph.opened or graph is state.graph:
                 self._outputs.update(map(id, graph.flat_outputs))
-        for facts in inference.facts.values():
+        for facts in state.facts.values():
             if facts.part_of is not None:
                 self._parts.setdefault(facts.part_of, []).append(facts)
 
-    def makers(self, tensor: Tensor, wanted: Expression, reader: Call) -> list[Place] | None:
+    def makers(self, tensor: Tensor, wanted: Expression, reader: Call) -> list[VariableAxis] | None:
         """The axes of weights that make the units of a tensor, if they may hold shares.
 
         Args:
@@ -203,11 +215,11 @@ class _Paths:
         del self._read[id(inside)]
         return found
 
-    def _of_call(self, call: Call, wanted: Expression) -> list[Place] | None:
-        treatment = self._inference.treatments.get(id(call))
-        facts = self._inference.facts[id(call.operation)]
+    def _of_call(self, call: Call, wanted: Expression) -> list[VariableAxis] | None:
+        treatment = self._state.treatments.get(id(call))
+        facts = self._state.facts[id(call.operation)]
         if treatment == PASSES:
-            places: list[Place] = []
+            places: list[VariableAxis] = []
             for tensor in call.inputs:
                 if not self._holds(tensor, wanted):
                     continue
@@ -228,16 +240,11 @@ class _Paths:
     def _holds(self, tensor: Tensor, wanted: Expression) -> bool:
         widths = set(map(id, widths_of(wanted)))
         return any(
-            id(width) in widths for axis in self._inference.of(tensor) for width in widths_of(axis)
+            id(width) in widths for axis in self._state.of(tensor) for width in widths_of(axis)
         )
 
-    def _of_weights(self, all_facts: list[Facts], wanted: Expression) -> list[Place] | None:
-        places: list[Place] = []
-        for facts in all_facts:
-            for name, axes in facts.weights.items():
-                if self._inference.is_tensor(facts, name):
-                    return None
-                for at, axis in enumerate(axes):
-                    if axis.role in (MAKES, FOLLOWS) and resolve(axis.expression) == wanted:
-                        places.append((facts, name, at))
-        return places or None
+    def _of_weights(self, all_facts: list[Facts], wanted: Expression) -> list[VariableAxis] | None:
+        tensors = {(one.facts, one.name) for one, _ in self._state.variables.values()}
+        if any((facts, name) in tensors for facts in all_facts for name in facts.weights):
+            return None
+        return [one for facts in all_facts for one in _makers(facts, wanted)] or None

@@ -170,6 +170,7 @@ def difference(now: dict[str, int], then: dict[str, int]) -> dict[str, int]:
     return {key: now[key] - then[key] for key in now}
 
 
+@pytest.mark.long
 def test_after_a_hundred_growths_as_much_is_alive_as_of_a_native_model():
     depth = 2
 
@@ -207,6 +208,7 @@ def test_after_a_hundred_growths_as_much_is_alive_as_of_a_native_model():
         assert in_grown["bytes"] <= 1.05 * in_native["bytes"]
 
 
+@pytest.mark.long
 def test_a_hundred_students_leave_nothing_and_keep_their_names():
     teacher = randomize(model_of())
     n2n.clone_and_grow(teacher, wider(0), seed=0, verify=False)

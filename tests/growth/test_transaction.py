@@ -230,6 +230,7 @@ def traced(run: Callable[[], Any], fail_at: int | None) -> list[Any]:
     return seen
 
 
+@pytest.mark.long
 def test_a_failure_in_any_function_of_the_package_leaves_everything_as_it_was():
     """Each function fails once as it returns for the first time, and once for the last."""
     model = compiled(functional)

@@ -24,7 +24,7 @@ nbformat.write(notebook, sys.argv[2])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs(path: Path, tmp_path: Path) -> None:
     # In a process of its own, like the kernel that it starts: the sockets and event loops between

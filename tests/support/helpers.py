@@ -17,8 +17,10 @@ from keras_net2net.testing import check_native as assert_native
 from keras_net2net.testing import check_training as train_a_step
 from keras_net2net.testing import flat_layers, randomize, shapes_of
 from keras_net2net.testing import largest_difference as max_difference
+from tests.support.backend import BACKEND
 
 __all__ = [
+    "BACKEND",
     "assert_native",
     "flat_layers",
     "max_difference",
@@ -27,16 +29,8 @@ __all__ = [
     "train_a_step",
 ]
 
-BACKEND = keras.backend.backend()
-
 # What the battery does for cases that differ in little; JAX compiles all of it for seconds.
 QUICK: dict[str, Any] = {"policies": (), "save": False, "train": False}
-
-if BACKEND == "jax":
-    import jax
-
-    # The tests compile for hundreds of shapes, and run each once.
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @contextlib.contextmanager

@@ -19,10 +19,10 @@ import numpy as np
 from keras import layers, ops
 
 import keras_net2net as n2n
-from keras_net2net.graph.reading import read
 from keras_net2net.operations.base import as_operations
 from keras_net2net.planning.draft import Draft
 from keras_net2net.widths.expressions import widths_of
+from keras_net2net.widths.reading import read
 from tests.rules import test_image_preprocessing, test_ops
 from tests.support.helpers import BACKEND, array, both_modes, max_difference, randomize
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import keras
@@ -20,12 +21,14 @@ from keras_net2net.operations.base import (
     plain,
 )
 from keras_net2net.operations.deeper.blocks import Block, channel_axis, find_block
+from keras_net2net.operations.deeper.building import Builder, Namer
 from keras_net2net.operations.deeper.factor import factorise
 from keras_net2net.operations.deeper.forms import (
     Site,
     calibrate,
     choose,
     identity_chain,
+    insert_chains,
     normalization_notes,
 )
 from keras_net2net.operations.deeper.identities import (
@@ -34,15 +37,20 @@ from keras_net2net.operations.deeper.identities import (
     FAMILY_NAMES,
     KERNELS,
     activation_label,
-    in_a_row,
     leaves_alone,
-    new_name,
     prelu,
 )
-from keras_net2net.operations.deeper.residual import can_branch, draft_residual, insert_block
+from keras_net2net.operations.deeper.repeat import Part
+from keras_net2net.operations.deeper.residual import (
+    Options,
+    block_between,
+    blocks_behind,
+    can_branch,
+    insert_blocks,
+)
 from keras_net2net.operations.wider import Wider
 from keras_net2net.planning.draft import Draft, Inserted
-from keras_net2net.planning.plan import Insertion, Step
+from keras_net2net.planning.plan import Step
 from keras_net2net.widths.facts import Facts
 
 FORMS = ("identity", "prelu", "residual", "factor", "auto")
@@ -176,37 +184,34 @@ class Deeper(Operation):
     rank: int | None = None
     calibration: Any = dataclasses.field(default=None, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        received = repr(self)
-        count = whole_number(self.count, "`count`", received, kind="a number of layers")
+    def _check(self) -> None:
+        count = whole_number(self.count, "`count`", kind="a number of layers")
         self._set(layers=fixed_request(self.layers), count=count)
         if self.units is not None:
-            self._set(units=whole_number(self.units, "`units`", received))
-        check_normalized(self.batch_norm, received, "the layer's block")
+            self._set(units=whole_number(self.units, "`units`"))
+        check_normalized(self.batch_norm, "the layer's block")
         if self.between is not None:
-            self._set(between=self._pair(received))
+            self._set(between=self._pair())
         elif self.layers is None:
             raise GrowthError(
                 "No layer was named",
                 "a layer is inserted after another one",
                 "Pass the layer after which to insert, such as `Deeper('conv2')`",
-                received=received,
             )
         if self.activation is not None:
-            self._set(activation=self._named_activation(received))
-        self._check_form(received)
+            self._set(activation=self._named_activation())
+        self._check_form()
 
-    def _check_form(self, received: str) -> None:
+    def _check_form(self) -> None:
         """Checks the form, and that the other arguments mean something for it."""
         if self.form not in FORMS:
             raise GrowthError(
                 f"`form` can't be {self.form!r}",
                 "it is what an inserted layer starts as",
                 f"Pass one of {', '.join(map(repr, FORMS))}",
-                received=received,
             )
         if self.rank is not None:
-            rank = whole_number(self.rank, "`rank`", received)
+            rank = whole_number(self.rank, "`rank`")
             self._set(rank=rank)
         form = "residual" if self.between is not None else self.form
         for name, why in _UNUSED[form].items():
@@ -216,10 +221,9 @@ class Deeper(Operation):
                     f"`{name}` means nothing for the form {form!r}",
                     why,
                     f"Leave `{name}` out, or pass another `form`",
-                    received=received,
                 )
 
-    def _pair(self, received: str) -> tuple[Any, Any]:
+    def _pair(self) -> tuple[Any, Any]:
         """The two ends of a part, in their plain form."""
         pair = self.between
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -227,18 +231,16 @@ class Deeper(Operation):
                 f"`between` can't be {plain(pair)!r}",
                 "it names the two ends of the part that is repeated",
                 "Pass for example `between=('block1_out', 'block2_out')`",
-                received=received,
             )
         if self.layers is not None or self.form not in ("identity", "residual"):
             raise GrowthError(
                 "`between` can't be combined with `layers` or another `form`",
                 "the part between two tensors is repeated behind the second of them",
                 "Pass `Deeper(between=(a, b))` alone",
-                received=received,
             )
         return tuple(pair)
 
-    def _named_activation(self, received: str) -> Any:
+    def _named_activation(self) -> Any:
         """The activation by its name where it has one, so that operations compare."""
         try:
             function = keras.activations.get(self.activation)
@@ -247,7 +249,6 @@ class Deeper(Operation):
                 f"`activation` can't be {self.activation!r}",
                 "it is the name of an activation, a function or an activation layer",
                 "Pass for example `activation='relu'`",
-                received=received,
             ) from error
         return activation_name(function) or function
 
@@ -291,10 +292,10 @@ class Deeper(Operation):
     def draft(self, draft: Draft) -> list[Step]:
         """Inserts the layers into a draft."""
         if self._repeats:
-            return draft_residual(self, draft)
+            return self._draft_blocks(draft)
         found = [
             match.facts
-            for match in find_layers(draft, self.layers, repr(self))
+            for match in find_layers(draft, self.layers)
             if match.named or isinstance(match.facts.operation, self._family)
         ]
         if not found:
@@ -302,7 +303,6 @@ class Deeper(Operation):
                 f"No layer of {draft.model.name!r} that was asked for can be deepened",
                 "only Dense and convolution layers have an identity",
                 f"Name {FAMILY_NAMES}",
-                received=repr(self),
             )
         if self.form == "factor":
             return [factorise(self, draft, facts, self.rank) for facts in found]
@@ -312,6 +312,25 @@ class Deeper(Operation):
         if self.units is not None:
             steps += self._widened(draft, steps)
         return steps
+
+    def _draft_blocks(self, draft: Draft) -> list[Step]:
+        """Inserts residual blocks, or repeats the part between two tensors."""
+        ends: dict[int, Tensor] = {}
+        if self.between is not None:
+            return [self._block(draft, block_between(draft, self.between), ends)]
+        found = blocks_behind(draft, self.layers)
+        return [self._block(draft, target, ends) for target in found]
+
+    def _block(
+        self,
+        draft: Draft,
+        target: Part | Block,
+        ends: dict[int, Tensor],
+        notes: tuple[str, ...] = (),
+    ) -> Step:
+        options = Options(self.count, self.batch_norm, self.activation, self.units)
+        insertions, more = insert_blocks(draft, target, options, ends)
+        return Step(self, insertions=tuple(insertions), notes=(*notes, *more))
 
     @property
     def _family(self) -> tuple[type, ...]:
@@ -326,7 +345,6 @@ class Deeper(Operation):
                 f"No layer can be inserted after {label(facts)}",
                 f"{type(layer).__name__} has no identity of its family",
                 f"Name {FAMILY_NAMES}",
-                received=repr(self),
             )
         blocks = [find_block(g, call) for g, call in draft.calls_of(layer)]
         own = blocks[0].normalization is not None
@@ -359,26 +377,17 @@ class Deeper(Operation):
             f"The layer after {label(facts)} can't have {self.units} units",
             why,
             instead,
-            received=repr(self),
         )
 
     def _after(self, draft: Draft, site: Site) -> Step:
         """Inserts the layers after one layer."""
-        form, notes = (self.form, []) if self.form != "auto" else _chosen(site)
+        form, notes = choose(site) if self.form == "auto" else (self.form, ())
         if form == "residual":
-            step = insert_block(self, draft, site.blocks[0])
-            return dataclasses.replace(step, notes=(*notes, *step.notes))
-        ends = [block.end for block in site.blocks]
-        insertions: list[Insertion] = []
-        previous = site.facts.path
-        for _ in range(self.count):
-            chain = in_a_row(self._chain(draft, site, form), previous)
-            for i, block in enumerate(site.blocks):
-                ends[i] = draft.insert(block.graph, ends[i], chain)
-            insertions += [inserted.insertion for inserted in chain]
-            previous = chain[0].insertion.path
-        notes += normalization_notes(insertions, site)
-        return Step(self, insertions=tuple(insertions), notes=tuple(notes))
+            return self._block(draft, site.blocks[0], {}, notes)
+        chain = functools.partial(self._chain, draft, site, form)
+        insertions = insert_chains(draft, site, self.count, chain, followed=0)
+        notes = (*notes, *normalization_notes(insertions, site))
+        return Step(self, insertions=tuple(insertions), notes=notes)
 
     def _widened(self, draft: Draft, steps: list[Step]) -> list[Step]:
         """Widens what was inserted."""
@@ -387,7 +396,7 @@ class Deeper(Operation):
         ]
         facts = {one.path: one for one in draft.layers()}
         narrow = [path for path in paths if facts[path].main.size != self.units]
-        return Wider(narrow, self.units).draft(draft) if narrow else []
+        return Wider(narrow, self.units).steps(draft) if narrow else []
 
     def _activation(self, blocks: list[Block]) -> Any | None:
         """The new layers' activation: a function, or an activation layer; `None`: none fits.
@@ -426,30 +435,16 @@ class Deeper(Operation):
                 "Pass `activation='linear'` or `form='prelu'`, or name a layer with ReLU or no "
                 "activation"
             ),
-            received=repr(self),
         )
 
     def _chain(self, draft: Draft, site: Site, form: str) -> list[Inserted]:
         """The layers that one identity is made of: kernel, normalization, activation."""
         layer, block = site.layer, site.blocks[0]
-        name = new_name(draft, layer.name, "deeper")
-        path = f"{block.graph.path}/{name}" if block.graph.path else name
+        path = Builder(draft, block.graph).path(Namer(draft).stem(layer.name))
         activation = self._activation(site.blocks) if form == "identity" else None
         inline = (block.inline or self.activation is not None) and not site.normalized
         inline = inline or (block.activation is None and self.activation is None)
         chain = identity_chain(site, layer, path, activation, inline)
-        if isinstance(chain, str):
-            raise GrowthError(
-                f"No layer can be inserted after {label(site.facts)}",
-                chain,
-                f"Name {FAMILY_NAMES}",
-                received=repr(self),
-            )
         if form == "prelu":
             chain.append(prelu(layer, f"{path}_prelu", block.end))
         return chain
-
-
-def _chosen(site: Site) -> tuple[str, list[str]]:
-    form, note = choose(site)
-    return form, [note]

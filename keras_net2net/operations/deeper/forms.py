@@ -8,8 +8,12 @@ from typing import Any
 
 from keras import layers
 
+from keras_net2net.errors import GrowthError
+from keras_net2net.operations.base import label
 from keras_net2net.operations.deeper.blocks import Block
+from keras_net2net.operations.deeper.building import insert_in_a_row
 from keras_net2net.operations.deeper.identities import (
+    FAMILY_NAMES,
     activation_label,
     activation_layer,
     bn_axis,
@@ -102,10 +106,10 @@ CHOICES = (
 )
 
 
-def choose(site: Site) -> tuple[str, str]:
+def choose(site: Site) -> tuple[str, tuple[str, ...]]:
     """The form that fits a layer best, and a note that says why."""
     choice = next(choice for choice in CHOICES if choice.fits(site))
-    return choice.form, f"{site.facts.path}: form {choice.form!r}, since {choice.why}"
+    return choice.form, (f"{site.facts.path}: form {choice.form!r}, since {choice.why}",)
 
 
 def calibrate(draft: Draft, sites: list[Site], data: Any = None) -> None:
@@ -145,7 +149,7 @@ def calibrate(draft: Draft, sites: list[Site], data: Any = None) -> None:
 
 def identity_chain(
     site: Site, layer: Any, path: str, activation: Any, inline: bool
-) -> list[Inserted] | str:
+) -> list[Inserted]:
     """The layers that one identity is made of: kernel, normalization, activation.
 
     Args:
@@ -156,18 +160,52 @@ def identity_chain(
         inline: Whether the activation is the kernel layer's own.
 
     Returns:
-        The layers, or why there are none.
+        The layers.
+
+    Raises:
+        GrowthError: If there are none.
     """
     block = site.blocks[0]
     kernel = kernel_layer(layer, path, block.end, activation if inline else None)
     if isinstance(kernel, str):
-        return kernel
+        raise GrowthError(
+            f"No layer can be inserted after {label(site.facts)}", kernel, f"Name {FAMILY_NAMES}"
+        )
     chain = [kernel]
     if site.normalized:
         chain.append(normalization(site.layer, block, f"{path}_bn", site.moments, block.end))
     if activation is not None and not inline and not is_linear(activation):
-        chain.append(activation_layer(activation, f"{path}_{activation_label(activation)}"))
+        path = f"{path}_{activation_label(activation)}"
+        chain.append(activation_layer(activation, path, block.end))
     return chain
+
+
+def insert_chains(
+    draft: Draft, site: Site, count: int, chain: Callable[[], list[Inserted]], followed: int
+) -> list[Insertion]:
+    """Inserts identities behind a layer, at each call of it.
+
+    Args:
+        draft: The draft.
+        site: The layer.
+        count: How many identities.
+        chain: Makes the layers of the next one.
+        followed: The position of that layer in a chain that the plan says the next chain
+            stands behind.
+
+    Returns:
+        What was inserted.
+    """
+    ends = [block.end for block in site.blocks]
+    graphs = [block.graph for block in site.blocks]
+    behind = site.facts.path
+    insertions: list[Insertion] = []
+    for _ in range(count):
+        made = chain()
+        ends = insert_in_a_row(draft, made, zip(graphs, ends, strict=True), behind)
+        insertions += [inserted.insertion for inserted in made]
+        behind = made[followed].path
+    return insertions
 
 
 def _axis(layer: Any, block: Block) -> int:

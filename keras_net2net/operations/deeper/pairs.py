@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import keras
@@ -17,13 +18,15 @@ from keras_net2net.operations.base import (
     label,
 )
 from keras_net2net.operations.deeper.blocks import Block, find_block
+from keras_net2net.operations.deeper.building import Builder, Namer
 from keras_net2net.operations.deeper.forms import (
     Site,
     calibrate,
     identity_chain,
+    insert_chains,
     normalization_notes,
 )
-from keras_net2net.operations.deeper.identities import in_a_row, leaves_alone, new_name
+from keras_net2net.operations.deeper.identities import leaves_alone
 from keras_net2net.planning.draft import Draft, Inserted
 from keras_net2net.planning.plan import Insertion, Skipped, Step
 from keras_net2net.widths.facts import Facts
@@ -92,11 +95,10 @@ class DeeperPairs(Operation):
     batch_norm: bool | None = None
     calibration: Any = dataclasses.field(default=None, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        received = repr(self)
-        count = whole_number(self.count, "`count`", received, kind="a number of pairs")
+    def _check(self) -> None:
+        count = whole_number(self.count, "`count`", kind="a number of pairs")
         self._set(layers=fixed_request(self.layers), count=count)
-        check_normalized(self.batch_norm, received, "the pair")
+        check_normalized(self.batch_norm, "the pair")
 
     @property
     def exact(self) -> bool:
@@ -116,7 +118,8 @@ class DeeperPairs(Operation):
         insertions: list[Insertion] = []
         notes: list[str] = []
         for pair, site in zip(pairs, sites, strict=True):
-            new = self._behind(draft, pair, site)
+            chain = functools.partial(self._chain, draft, pair, site)
+            new = insert_chains(draft, site, self.count, chain, followed=-1)
             insertions += new
             notes += normalization_notes(new, site)
         return [Step(self, insertions=tuple(insertions), skipped=skipped, notes=tuple(notes))]
@@ -126,20 +129,19 @@ class DeeperPairs(Operation):
         pairs = find_pairs(draft)
         named: set[int] = set()
         if self.layers is not None:
-            matches = find_layers(draft, self.layers, repr(self))
+            matches = find_layers(draft, self.layers)
             wanted = {id(match.facts.operation) for match in matches}
             named = {id(match.facts.operation) for match in matches if match.named}
             found = {id(one) for pair in pairs for one in _layers_of(pair)}
             for match in matches:
                 if match.named and id(match.facts.operation) not in found:
-                    raise _no_pair(match.facts, repr(self))
+                    raise _no_pair(match.facts)
             pairs = [pair for pair in pairs if any(id(x) in wanted for x in _layers_of(pair))]
         if not pairs:
             raise GrowthError(
                 f"No pair of {draft.model.name!r} can be followed by another",
                 "there is no Conv2D of a kernel 1xn (n > 1) whose block is read by one of nx1",
                 "Use `Deeper` to insert single layers",
-                received=repr(self),
             )
         kept, skipped = [], []
         for pair in pairs:
@@ -154,7 +156,6 @@ class DeeperPairs(Operation):
                     f"No pair can be inserted after {label(pair.second)}",
                     why,
                     "Name a pair with ReLU or no activation",
-                    received=repr(self),
                 )
             skipped.append(Skipped(pair.second.path, why))
         return kept, tuple(skipped)
@@ -164,33 +165,19 @@ class DeeperPairs(Operation):
         normalized = own if self.batch_norm is None else self.batch_norm
         return Site(pair.second, pair.blocks, normalized, True, self.calibration is not None)
 
-    def _behind(self, draft: Draft, pair: Pair, site: Site) -> list[Insertion]:
-        """Inserts the pairs behind one."""
-        ends = [block.end for block in pair.blocks]
-        previous = pair.second.path
-        insertions: list[Insertion] = []
+    def _chain(self, draft: Draft, pair: Pair, site: Site) -> list[Inserted]:
+        """The layers of one pair."""
         block = pair.blocks[0]
-        for _ in range(self.count):
-            name = new_name(draft, pair.second.operation.name, "pair")
-            chain: list[Inserted] = []
-            for layer in _layers_of(pair):
-                size = "x".join(map(str, layer.kernel_size))
-                path = f"{name}_{size}"
-                inline = block.inline and not site.normalized
-                # After the block of the second, whichever of the two its kernel is like.
-                one = identity_chain(site, layer, self._path(block, path), block.function, inline)
-                if isinstance(one, str):
-                    raise GrowthError(one)
-                chain += one
-            chain = in_a_row(chain, previous)
-            for i, called in enumerate(pair.blocks):
-                ends[i] = draft.insert(called.graph, ends[i], chain)
-            insertions += [inserted.insertion for inserted in chain]
-            previous = insertions[-1].path
-        return insertions
-
-    def _path(self, block: Block, name: str) -> str:
-        return f"{block.graph.path}/{name}" if block.graph.path else name
+        name = Namer(draft, "pair").stem(pair.second.operation.name)
+        inline = block.inline and not site.normalized
+        chain: list[Inserted] = []
+        for layer in _layers_of(pair):
+            path = Builder(draft, block.graph).path(
+                f"{name}_{'x'.join(map(str, layer.kernel_size))}"
+            )
+            # After the block of the second, whichever of the two its kernel is like.
+            chain += identity_chain(site, layer, path, block.function, inline)
+        return chain
 
 
 def find_pairs(draft: Draft) -> list[Pair]:
@@ -228,10 +215,9 @@ def _layers_of(pair: Pair) -> tuple[Any, Any]:
     return pair.first.call.operation, pair.second.operation
 
 
-def _no_pair(facts: Facts, received: str) -> GrowthError:
+def _no_pair(facts: Facts) -> GrowthError:
     return GrowthError(
         f"No pair can be inserted after {label(facts)}",
         "it isn't one of a Conv2D of a kernel 1xn (n > 1) and one of nx1 that reads its block",
         "Name one of such a pair, or use `Deeper` to insert single layers",
-        received=received,
     )

@@ -35,13 +35,12 @@ class Place:
         return getattr(layer, "name", "the input")
 
 
-def find_place(draft: Draft, item: Any, received: str) -> Place:
+def find_place(draft: Draft, item: Any) -> Place:
     """The output of a layer that is named, or a tensor.
 
     Args:
         draft: The draft.
         item: A name, a path, a layer, or a symbolic tensor of the model.
-        received: What the caller passed, for the error message.
 
     Returns:
         The place.
@@ -62,13 +61,12 @@ def find_place(draft: Draft, item: Any, received: str) -> Place:
             "A part of the model is named by layers",
             "it is named by strings, layers or symbolic tensors",
             "Pass names such as 'block1_out', layers, or tensors such as `layer.output`",
-            received=received,
         )
     if not found:
-        raise _unknown(draft, item, places, received)
+        raise _unknown(draft, item, places)
     closed = [one for one in found if one.graph.opened]
     if len(closed) == len(found):
-        raise not_rewired(closed[0].graph, received)
+        raise not_rewired(closed[0].graph)
     found = [one for one in found if not one.graph.opened]
     if len(found) > 1:
         paths = ", ".join(repr(path) for path in dict.fromkeys(one.path for one in found))
@@ -76,12 +74,11 @@ def find_place(draft: Draft, item: Any, received: str) -> Place:
             f"{_named(item)} doesn't tell which tensor is meant",
             f"there are {len(found)} that it could be, made by {paths}",
             "Use a path, or pass the tensor itself, such as `layer.get_output_at(1)`",
-            received=received,
         )
     return found[0]
 
 
-def not_rewired(graph: Graph, received: str) -> GrowthError:
+def not_rewired(graph: Graph) -> GrowthError:
     """The error for the inside of a layer or model whose own code decides what it calls."""
     kind = type(graph.model).__name__
     what = f"the layer {graph.path!r}" if graph.path else f"the model {graph.model.name!r}"
@@ -93,7 +90,6 @@ def not_rewired(graph: Graph, received: str) -> GrowthError:
             if graph.path
             else "Build the model from `keras.Input`s as `keras.Model(inputs, outputs)`"
         ),
-        received=received,
     )
 
 
@@ -117,7 +113,7 @@ def _named(item: Any) -> str:
     return repr(item if isinstance(item, str) else getattr(item, "name", item))
 
 
-def _unknown(draft: Draft, item: Any, places: list[Place], received: str) -> UnknownLayerError:
+def _unknown(draft: Draft, item: Any, places: list[Place]) -> UnknownLayerError:
     names = sorted({one.path for one in places})
     close = difflib.get_close_matches(item, names, n=3) if isinstance(item, str) else []
     return UnknownLayerError(
@@ -132,7 +128,6 @@ def _unknown(draft: Draft, item: Any, places: list[Place], received: str) -> Unk
             if close
             else "Use a name from `[layer.name for layer in model.layers]`"
         ),
-        received=received,
     )
 
 

@@ -13,7 +13,7 @@ from keras import layers
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError, NotIdentityError
 from keras_net2net.graph.structure import Call, Graph, Tensor
-from keras_net2net.operations.deeper.building import Builder, Namer, Repeated, base_name
+from keras_net2net.operations.deeper.building import Builder, Namer, Repeated, new_layer
 from keras_net2net.operations.deeper.identities import CONVOLUTIONS, bn_axis
 from keras_net2net.operations.deeper.places import Place, between, not_rewired, values_of
 from keras_net2net.operations.deeper.silence import Silencer, Solution
@@ -47,14 +47,14 @@ class Part:
     last: str
 
 
-def part_between(graph: Graph, start: Place, end: Place, received: str) -> Part:
+def part_between(graph: Graph, start: Place, end: Place) -> Part:
     """The part between two tensors of a graph, and how it becomes the identity.
 
     Raises:
         GrowthError: If there is no way from one to the other, or it can't be repeated.
     """
     if graph.opened:
-        raise not_rewired(graph, received)
+        raise not_rewired(graph)
     calls = between(graph, start.tensor, end.tensor)
     if not calls:
         back = between(graph, end.tensor, start.tensor)
@@ -66,7 +66,6 @@ def part_between(graph: Graph, start: Place, end: Place, received: str) -> Part:
                 if back
                 else "Name a layer, and one that comes behind it"
             ),
-            received=received,
         )
     calls = [dataclasses.replace(call) for call in calls]
     silencer = Silencer(calls, start.tensor, values_of(graph, end.tensor))
@@ -77,7 +76,6 @@ def part_between(graph: Graph, start: Place, end: Place, received: str) -> Part:
             f"The part from {start.path!r} to {end.path!r} can't be repeated",
             "nothing in it has weights that could learn",
             "Name layers with layers between them that have weights",
-            received=received,
         )
     solution = silencer.identity(end.tensor)
     wrapped = None
@@ -122,13 +120,13 @@ def repeat(draft: Draft, part: Part, after: Tensor, ends: dict[int, Tensor]) -> 
     """
     namer = Namer(draft)
     originals = list({id(call.operation): call for call in part.calls}.values())
-    bases = [base_name(call.operation.name) for call in originals]
+    bases = [namer.base(call.operation.name) for call in originals]
     bases = [
         base if bases.count(base) == 1 else call.operation.name
         for base, call in zip(bases, originals, strict=True)
     ]
     number = namer.number(bases)
-    label = f"{base_name(part.last.rsplit('/', 1)[-1])}_deeper_{number}"
+    label = f"{namer.base(part.last.rsplit('/', 1)[-1])}_deeper_{number}"
     builder = Builder(draft, part.graph)
     branches = part.wrapped is not None or part.solution.projections or len(part.calls) > 1
     if branches and internals.function_of(part.graph.model) is not part.graph.model:
@@ -198,7 +196,7 @@ def project_to_zero(builder: Builder, like: Any, name: str, x: Tensor) -> Tensor
             received=f"a part with the layer {builder.made[-1].insertion.path!r}",
         )
     policy = x.dtype if like is None else like.dtype_policy
-    config: dict[str, Any] = {"name": name, "dtype": policy}
+    config: dict[str, Any] = {"dtype": policy}
     if isinstance(like, CONVOLUTIONS):
         cls = type(like)
         for base in CONVOLUTIONS:
@@ -210,5 +208,4 @@ def project_to_zero(builder: Builder, like: Any, name: str, x: Tensor) -> Tensor
         config |= {"units": units}
         shape = (units, units)
     weights = [InitialWeight("kernel", shape), InitialWeight("bias", (units,))]
-    layer = builder.fresh(cls, cls(**config).get_config(), weights, x.shape)
-    return builder.call(layer, (x,), {}, [x]).outputs[0]
+    return builder.put(new_layer(builder.path(name), cls, cls(**config).get_config(), weights), x)

@@ -19,7 +19,6 @@ from keras import layers
 from keras_net2net import internals
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.internals.activations import Activation, activation_name, describe
-from keras_net2net.widths.inference import match_inputs
 
 Zeros = dict[int, Any]  # variables that start at zero, by `id`
 
@@ -195,7 +194,7 @@ class Silencer:
             return None
         if call.inner is not None:
             both = Solution()
-            for inner in filter(None, (call.inner, call.inner.training)):
+            for inner in call.insides:
                 at = inner.flat_outputs[call.outputs.index(tensor)]
                 more = self._equal(at, _enter(call, inner, frame), chosen | both.zeros)
                 if more is None:
@@ -242,7 +241,7 @@ class Silencer:
             return None
         if call.inner is not None:
             found: Zeros = {}
-            for inner in filter(None, (call.inner, call.inner.training)):
+            for inner in call.insides:
                 at = inner.flat_outputs[call.outputs.index(tensor)]
                 more = self._zero(at, _enter(call, inner, frame), chosen | found)
                 if more is None:
@@ -315,8 +314,7 @@ class Silencer:
 
 
 def _enter(call: Call, inner: Graph, frame: Frame) -> Frame:
-    sources = inner.sources if inner.opened else match_inputs(call, inner)
-    pairs = zip(inner.flat_inputs, sources, strict=True)
+    pairs = call.entries(inner)
     entries = {id(inside): outside for inside, outside in pairs if outside is not None}
     return Frame(inner.calls, entries, frame)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_net2net.errors import GrowthError, LogError, whole_number
+from keras_net2net.errors import GrowthError, LogError, receiving, whole_number
 from keras_net2net.growth.grow import grow
 from keras_net2net.growth.report import GrowthReport
 from keras_net2net.growth.transaction import Transaction
@@ -113,7 +113,8 @@ def replay(
 
     stage = len(read.growths)
     if epoch is not None:
-        last = whole_number(epoch, "The epoch", f"epoch={epoch!r}", least=0, kind="counted from 0")
+        with receiving(f"epoch={epoch!r}"):
+            last = whole_number(epoch, "The epoch", least=0, kind="counted from 0")
         stage = next((i for i, one in enumerate(read.growths) if (one.epoch or 0) > last), stage)
     return [*bring(model, read, stage, redo).values()]
 

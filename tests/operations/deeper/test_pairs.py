@@ -197,7 +197,7 @@ def test_arguments_are_checked_and_kept():
     assert_explained(caught.value, "`count` can't be 0")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_pair_of_inception_v3_is_deepened_by_two_more():
     """The paper's experiment."""
     model = keras.applications.InceptionV3(

@@ -1058,7 +1058,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_block_of_a_network_is_repeated_as_the_identity(name):
     layer, count, first = NETWORKS[name]

@@ -16,6 +16,7 @@ KILLS = {"schedule": 20 if BACKEND == "torch" else 6, "plateau": 10, "revert": 1
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "resume.py"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the script forks")
 @pytest.mark.parametrize("kind", cases(KILLS, most=6))
 def test_runs_that_are_killed_end_as_one_that_is_not(kind):
