@@ -368,10 +368,8 @@ def _unexpected(entry: _Entry, problem: str) -> CheckError:
         return CheckError(
             f"The rule doesn't let {entry.label!r} grow",
             problem.partition(" Received: ")[0].removesuffix("."),
-            (
-                "Cover all weights in the rule, and return the axes of each output; or say "
-                f"`fixed=[{entry.label!r}]` if there can't be more of these"
-            ),
+            "Cover all weights in the rule, and return the axes of each output; or say "
+            f"`fixed=[{entry.label!r}]` if there can't be more of these",
             received=f"the layer at {entry.path!r}",
         )
     return CheckError(
