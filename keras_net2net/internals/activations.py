@@ -15,6 +15,8 @@ from typing import Any
 import keras
 from keras import layers
 
+from keras_net2net.internals.operations import is_keras_operation
+
 Interval = tuple[float, float]
 REALS: Interval = (-math.inf, math.inf)
 NOTHING: Interval = (math.inf, -math.inf)
@@ -83,6 +85,26 @@ def activation_name(function: Any) -> str | None:
             return name
         if function is getattr(keras.ops, name, None):
             return name
+    return None
+
+
+def activation_of(operation: Any) -> Any | None:
+    """The activation that an operation computes, as a function or layer; `None` if it is none."""
+    if isinstance(operation, layers.Activation):
+        return operation.activation
+    if isinstance(operation, (layers.ReLU, layers.LeakyReLU, layers.ELU)):
+        return operation
+    return function_of(operation)
+
+
+def function_of(operation: Any) -> Any | None:
+    """The activation function that an operation of `keras.ops` is a call of, or `None`."""
+    if not is_keras_operation(operation):
+        return None
+    kind = type(operation).__name__.replace("_", "").lower()
+    for name in (*ELEMENTWISE, *OVER_AN_AXIS):
+        if name.replace("_", "") == kind:
+            return getattr(keras.activations, name, None)
     return None
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError, UnknownLayerError
 from keras_net2net.graph.structure import Call, Graph, Tensor
-from keras_net2net.internals.activations import Activation, describe
-from keras_net2net.operations.deeper.silence import RANDOM, UNCHANGED, activation_of, kind_of
+from keras_net2net.internals.activations import Activation, activation_of, describe
 from keras_net2net.planning.draft import Draft
+from keras_net2net.widths.inferred import Inferred
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,20 +153,17 @@ def between(graph: Graph, start: Tensor, end: Tensor) -> list[Call]:
     return found[::-1] if id(end) in behind and start is not end else []
 
 
-def values_of(graph: Graph, tensor: Tensor) -> Activation | None:
+def values_of(state: Inferred, graph: Graph, tensor: Tensor) -> Activation | None:
     """What is known of the values of a tensor: those of the activation that makes it."""
-    while True:
-        call = graph.maker(tensor)
-        if call is None:
-            return None
-        kind = kind_of(call.operation)
-        if kind in UNCHANGED and call.inputs:
-            tensor = call.inputs[0]
-            known = values_of(graph, tensor)
-            bounded = known is not None and max(map(abs, known.values)) < np.inf
-            may_leave = kind == "gaussiandropout" or (bounded and kind in RANDOM)
-            return None if may_leave else known
-        activation = activation_of(call.operation)
-        if activation is None and kind is not None:
-            activation = getattr(call.operation, "activation", None)
-        return None if activation is None else describe(activation)
+    call = graph.maker(tensor)
+    if call is None:
+        return None
+    treatment = state.treated_by(call).treatment
+    if treatment.is_unchanged and call.inputs:
+        known = values_of(state, graph, call.inputs[0])
+        bounded = known is not None and max(map(abs, known.values)) < np.inf
+        return None if treatment.spreads or (bounded and treatment.drops) else known
+    activation = activation_of(call.operation)
+    if activation is None and (treatment.makes or treatment.weighs):
+        activation = getattr(call.operation, "activation", None)
+    return None if activation is None else describe(activation)

@@ -19,6 +19,7 @@ from keras_net2net.operations.deeper.places import Place, between, not_rewired, 
 from keras_net2net.operations.deeper.silence import Silencer, Solution
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import InitialWeight
+from keras_net2net.widths.inferred import Inferred
 
 
 @dataclasses.dataclass(eq=False)
@@ -47,7 +48,7 @@ class Part:
     last: str
 
 
-def part_between(graph: Graph, start: Place, end: Place, received: str) -> Part:
+def part_between(state: Inferred, graph: Graph, start: Place, end: Place, received: str) -> Part:
     """The part between two tensors of a graph, and how it becomes the identity.
 
     Raises:
@@ -69,7 +70,7 @@ def part_between(graph: Graph, start: Place, end: Place, received: str) -> Part:
             received=received,
         )
     calls = [dataclasses.replace(call) for call in calls]
-    silencer = Silencer(calls, start.tensor, values_of(graph, end.tensor))
+    silencer = Silencer(state, calls, start.tensor, values_of(state, graph, end.tensor))
     if not any(
         call.operation.weights for call in calls if isinstance(call.operation, layers.Layer)
     ):

@@ -12,6 +12,7 @@ from keras import layers
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError, NotIdentityError, UnknownLayerError
 from keras_net2net.graph.structure import Call, Graph, Tensor
+from keras_net2net.internals.activations import activation_of
 from keras_net2net.operations.deeper.blocks import Block, find_block
 from keras_net2net.operations.deeper.building import Builder, Namer, Repeated, base_name
 from keras_net2net.operations.deeper.identities import (
@@ -24,11 +25,20 @@ from keras_net2net.operations.deeper.identities import (
 )
 from keras_net2net.operations.deeper.places import Place, find_place, not_rewired
 from keras_net2net.operations.deeper.repeat import Part, part_between, repeat, same_shape
-from keras_net2net.operations.deeper.silence import Silencer, activation_of, kind_of
-from keras_net2net.operations.deeper.sums import Sum, period_of, run_of, sum_at, sum_behind, sums_of
+from keras_net2net.operations.deeper.silence import Silencer
+from keras_net2net.operations.deeper.sums import (
+    Sum,
+    adds_or_subtracts,
+    period_of,
+    run_of,
+    sum_at,
+    sum_behind,
+    sums_of,
+)
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import InitialWeight, Step
 from keras_net2net.planning.remaps import generator
+from keras_net2net.widths.inferred import Inferred
 
 if TYPE_CHECKING:
     from keras_net2net.operations.deeper.deeper import Deeper
@@ -78,9 +88,9 @@ def _between(draft: Draft, pair: tuple[Any, Any], received: str) -> Part:
             "Name two layers of one model, both nested or both not",
             received=received,
         )
-    part = part_between(start.graph, start, end, received)
+    part = part_between(draft.inference, start.graph, start, end, received)
     if not same_shape(start.tensor, end.tensor):
-        raise _other_shape(part, received)
+        raise _other_shape(draft, part, received)
     return part
 
 
@@ -94,7 +104,7 @@ def _targets(draft: Draft, item: Any, received: str) -> list[Part | Block]:
     place = find_place(draft, item, received)
     if place.call is None:
         raise _no_block(draft, place, received)
-    found = _block_part(place, received)
+    found = _block_part(draft, place, received)
     if found is not None:
         return [found]
     return [_plain(draft, place, received)]
@@ -120,7 +130,7 @@ def _of_pattern(draft: Draft, pattern: str, received: str) -> list[Part | Block]
         raise not_rewired(places[0].graph, received)
     found: list[Part | Block] = []
     for place in rewired:
-        part = _block_part(place, received, only_ends=True)
+        part = _block_part(draft, place, received, only_ends=True)
         if part is not None:
             found.append(part)
     if not found:
@@ -131,20 +141,20 @@ def _of_pattern(draft: Draft, pattern: str, received: str) -> list[Part | Block]
     return found
 
 
-def _block_part(place: Place, received: str, only_ends: bool = False) -> Part | None:
+def _block_part(draft: Draft, place: Place, received: str, only_ends: bool = False) -> Part | None:
     """The block that a layer ends, if there is one."""
-    graph, call = place.graph, place.call
+    graph, call, state = place.graph, place.call, draft.inference
     if call is None:
         return None
     if call.inner is not None:
-        part = _composite(place, received)
+        part = _composite(state, place, received)
         if part is not None:
             return part
-    sums = {id(one.call): one for one in sums_of(graph)}
+    sums = {id(one.call): one for one in sums_of(state, graph)}
     tensor = place.tensor
-    end = sum_at(graph, tensor, sums)
+    end = sum_at(state, graph, tensor, sums)
     if end is None:
-        end = None if only_ends else sum_behind(graph, call, sums)
+        end = None if only_ends else sum_behind(state, graph, call, sums)
         if end is None:
             return None
         tensor = end.end
@@ -154,14 +164,14 @@ def _block_part(place: Place, received: str, only_ends: bool = False) -> Part | 
     while following is not None and activation_of(following.operation) is not None:
         tensor = following.outputs[0]
         following = graph.only_reader(tensor)
-    run = run_of(graph, end, sums)
+    run = run_of(state, graph, end, sums)
     at = run.index(end)
-    start = run[at - period_of(graph, run, at) + 1].start
+    start = run[at - period_of(state, graph, run, at) + 1].start
     part = part_between(
-        graph, Place(graph, graph.maker(start), start), _place(graph, tensor), received
+        state, graph, Place(graph, graph.maker(start), start), _place(graph, tensor), received
     )
     if not same_shape(start, tensor):
-        raise _other_shape(part, received, sums)
+        raise _other_shape(draft, part, received, sums)
     return part
 
 
@@ -169,7 +179,7 @@ def _place(graph: Graph, tensor: Tensor) -> Place:
     return Place(graph, graph.maker(tensor), tensor)
 
 
-def _composite(place: Place, received: str) -> Part | None:
+def _composite(state: Inferred, place: Place, received: str) -> Part | None:
     """A layer or nested model that holds a whole block."""
     call = place.call
     if call is None or call.inner is None or not call.inputs:
@@ -177,12 +187,11 @@ def _composite(place: Place, received: str) -> Part | None:
     start = call.inputs[0]
     if not same_shape(start, place.tensor) or len(call.outputs) != 1:
         return None
-    solution = Silencer([call], start, None).identity(place.tensor)
-    if solution is None and not isinstance(call.operation, keras.Model):
-        inside = {kind_of(one.operation) for one in call.inner.calls}
-        if not any(kind in ("add", "subtract") for kind in inside):
-            return None  # such as LayerScale: a part of a block
-    return part_between(place.graph, _place(place.graph, start), place, received)
+    solution = Silencer(state, [call], start, None).identity(place.tensor)
+    sums = any(adds_or_subtracts(state, one) for one in call.inner.calls)
+    if solution is None and not sums and not isinstance(call.operation, keras.Model):
+        return None  # such as LayerScale: a part of a block
+    return part_between(state, place.graph, _place(place.graph, start), place, received)
 
 
 # -- a block made for a plain layer -----------------------------------------------------
@@ -405,8 +414,10 @@ def _notes(target: Part | Block, draft: Draft, insertions: list[Any]) -> tuple[s
 # -- errors ----------------------------------------------------------------------------
 
 
-def _other_shape(part: Part, received: str, sums: dict[int, Sum] | None = None) -> GrowthError:
-    known = list((sums or {id(s.call): s for s in sums_of(part.graph)}).values())
+def _other_shape(
+    draft: Draft, part: Part, received: str, sums: dict[int, Sum] | None = None
+) -> GrowthError:
+    known = list((sums or {id(s.call): s for s in sums_of(draft.inference, part.graph)}).values())
     return NotIdentityError(
         f"The part from {part.first!r} to {part.last!r} can't be repeated",
         (
@@ -438,7 +449,7 @@ def _no_block(draft: Draft, place: Place, received: str) -> GrowthError:
         more = f"Name a layer inside it, such as {inside!r}"
     else:
         why = "it isn't the end of a residual block, and no Dense or convolution layer either"
-        more = _nearest(place.graph, sums_of(place.graph), call)
+        more = _nearest(place.graph, sums_of(draft.inference, place.graph), call)
     return GrowthError(
         f"No residual block can be inserted after {place.path!r} ({kind})",
         why,
