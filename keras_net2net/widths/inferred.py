@@ -128,7 +128,8 @@ class Inferred:
 
     def shape_of(self, facts: Facts, name: str, variable: Any) -> tuple[int, ...]:
         """The shape of a weight, as it is in the plan so far."""
-        return self.shapes.get(f"{facts.path}/{name}", tuple(variable.shape))
+        planned = self.shapes.get(f"{facts.path}/{name}")
+        return tuple(variable.shape) if planned is None else planned
 
     def weights_covered(self, facts: Facts) -> bool:
         """Whether the rule's weights are the layer's, and have the sizes it says.
