@@ -206,8 +206,7 @@ class RuleCall:
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape of a weight, as it is in the plan so far."""
-        variable = internals.named_variables(self.layer).get(name)  # none before it is built
-        return self._state.shape_of(self._facts, name, variable)
+        return self._state.shape_of(self._facts, name)
 
     def share_part(self, layer: Any, expression: Expression, scale: Scaled | None = None) -> None:
         """Lets what makes units in a layer inside this one hold the shares of copies.

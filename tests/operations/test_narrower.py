@@ -15,6 +15,7 @@ from keras_net2net.operations.narrower.duplicates import duplicates, weights_of
 from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_native,
     assert_same,
@@ -27,6 +28,7 @@ from tests.support.helpers import (
     snapshot,
     train_a_step,
 )
+from tests.support.random_models import Builder, Seeded, double_precision
 from tests.support.states import assert_state, state
 
 
@@ -373,7 +375,7 @@ def test_activation_needs_data():
 
 def test_it_runs_inside_fit_and_starts_the_optimizer_again(tmp_path):
     model = randomize(mlp())
-    model.compile("adam", "mse", jit_compile=False)
+    model.compile("adam", "mse", **EAGERLY)
     x = data_for(model, batch=8)
     y = np.zeros((8, 2), "float32")
     scheduler = n2n.GrowthScheduler(
@@ -501,8 +503,6 @@ def test_a_pattern_skips_what_has_too_few_duplicates():
 
 @pytest.mark.parametrize("seed", range(12 if BACKEND == "torch" else 2))
 def test_random_models_come_back_from_a_widening(seed):
-    from tests.support.random_models import Builder, Seeded, double_precision
-
     with double_precision():
         model, symbols = Builder(Seeded(seed)).model()
         randomize(model)

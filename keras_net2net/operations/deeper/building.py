@@ -191,8 +191,8 @@ class Builder:
         end = Tensor(last.shape, last.dtype)
         call = Call(wrapper.layer, path, (after,), {}, [end])
         self.draft.insert(self.graph, after, [call], end, [wrapper])
-        weights = [weight for one in insertions for weight in one.weights]
-        self.draft.parameters += sum(int(np.prod(weight.shape)) for weight in weights)
+        for one in insertions:
+            self.draft.count(one)
         return end, [insertion, *insertions]
 
 

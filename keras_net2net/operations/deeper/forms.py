@@ -149,7 +149,7 @@ def find_moments(draft: Draft, points: list[InsertionPoint], data: Any = None) -
                 names = dict.fromkeys(block.normalization_name for block in point.blocks)
                 point.source = " and ".join(map(repr, names))
         return
-    draft.training_data = inputs_of(data)
+    draft.exact_on(inputs_of(data))
     channels = [
         Channels(block.graph, block.end, _axis(point.layer, block))
         for point in points
