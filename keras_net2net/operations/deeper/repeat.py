@@ -15,7 +15,10 @@ from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.internals.activations import Activation, activation_of, describe
 from keras_net2net.operations.blocks import between
 from keras_net2net.operations.deeper.building import Builder, Namer, new_layer
-from keras_net2net.operations.deeper.silence import Silencer, Solution
+from keras_net2net.operations.deeper.silence import (
+    Silencer,
+    Solution,
+)
 from keras_net2net.operations.families import CONVOLUTIONS, bn_axis
 from keras_net2net.operations.select import Output, not_rewired
 from keras_net2net.planning.draft import Draft
@@ -49,12 +52,13 @@ class Part:
     last: str
 
 
-def part_between(state: Inferred, graph: Graph, start: Output, end: Output) -> Part:
+def part_between(state: Inferred, start: Output, end: Output) -> Part:
     """The part between two tensors of a graph, and how it becomes the identity.
 
     Raises:
         GrowthError: If there is no way from one to the other, or it can't be repeated.
     """
+    graph = start.graph
     if graph.opened:
         raise not_rewired(graph)
     calls = between(graph, start.tensor, end.tensor)

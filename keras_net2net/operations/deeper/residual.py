@@ -74,7 +74,7 @@ def block_between(draft: Draft, pair: tuple[Any, Any]) -> Part:
             "the two are in different models",
             "Name two layers of one model, both nested or both not",
         )
-    part = part_between(draft.inference, start.graph, start, end)
+    part = part_between(draft.inference, start, end)
     if not same_shape(start.tensor, end.tensor):
         raise _other_shape(draft.inference, part)
     return part
@@ -125,7 +125,7 @@ def _block_part(state: Inferred, output: Output, only_ends: bool = False) -> Par
     run = run_of(state, graph, end, sums)
     at = run.index(end)
     start = run[at - period_of(state, graph, run, at) + 1].start
-    part = part_between(state, graph, Output.of(graph, start), Output.of(graph, tensor))
+    part = part_between(state, Output.of(graph, start), Output.of(graph, tensor))
     if not same_shape(start, tensor):
         raise _other_shape(state, part, sums)
     return part
@@ -143,7 +143,7 @@ def _composite(state: Inferred, output: Output) -> Part | None:
     sums = any(adds_or_subtracts(state, one) for one in call.inner.calls)
     if solution is None and not sums and not isinstance(call.operation, keras.Model):
         return None  # such as LayerScale: a part of a block
-    return part_between(state, output.graph, Output.of(output.graph, start), output)
+    return part_between(state, Output.of(output.graph, start), output)
 
 
 # -- a block made for a plain layer -----------------------------------------------------
