@@ -14,7 +14,7 @@ from keras_net2net import internals
 from keras_net2net.errors import CheckError, FixedWidthError, SizeError
 from keras_net2net.growth.grow import plan
 from keras_net2net.growth.probe import TOLERANCES
-from keras_net2net.operations.wider import Wider
+from keras_net2net.operations.wider.wider import Wider
 from keras_net2net.testing.models import (
     as_array,
     check_model,
@@ -368,10 +368,8 @@ def _unexpected(entry: _Entry, problem: str) -> CheckError:
         return CheckError(
             f"The rule doesn't let {entry.label!r} grow",
             problem.partition(" Received: ")[0].removesuffix("."),
-            (
-                "Cover all weights in the rule, and return the axes of each output; or say "
-                f"`fixed=[{entry.label!r}]` if there can't be more of these"
-            ),
+            "Cover all weights in the rule, and return the axes of each output; or say "
+            f"`fixed=[{entry.label!r}]` if there can't be more of these",
             received=f"the layer at {entry.path!r}",
         )
     return CheckError(
