@@ -135,6 +135,7 @@ def test_the_saved_model_has_the_last_validation_accuracy(shown: Shown) -> None:
     assert float(model.optimizer.learning_rate) == pytest.approx(0.002 / 2 / 2)
 
 
+@pytest.mark.long
 def test_the_command_learns_from_a_file_and_may_grow_twice_at_once(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", **arrays())
     finished = command(tmp_path, "--data", "rows.npz", "--epochs", "2", "--output", "here")

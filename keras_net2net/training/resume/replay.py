@@ -15,7 +15,7 @@ from keras_net2net.growth.grow import grow
 from keras_net2net.growth.report import GrowthReport
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.operations.base import Operation, as_operations
-from keras_net2net.planning.draft import Draft
+from keras_net2net.operations.drafting import by_path
 from keras_net2net.training.resume.architecture import architecture, digest_of_file
 from keras_net2net.training.resume.log import GrowthLog, LoggedGrowth, as_config
 
@@ -24,8 +24,7 @@ def lasting(model: Any, operations: Any) -> list[Operation]:
     """Operations as a log can hold them: layer objects become the paths of layers."""
     wanted = as_operations(operations)
     if any(_holds_layers(vars(one)) for one in wanted):
-        draft = Draft(model, 0)
-        wanted = [one.by_path(draft) for one in wanted]
+        wanted = by_path(model, wanted)
     for one in wanted:
         as_config(one)
     return wanted
