@@ -17,7 +17,7 @@ from keras_net2net.training.resume.log import GrowthLog
 from tests.operations.test_base import assert_explained
 from tests.support.helpers import EAGERLY, array, assert_same, both_modes, data_for, randomize
 from tests.support.states import assert_state, state
-from tests.training.test_callbacks import data
+from tests.training.test_scheduler import data
 
 GROWTHS = [
     n2n.Wider("fc", 9),
