@@ -10,8 +10,6 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, NotIdentityError
 from tests.operations.deeper.test_deeper import assert_reloads, names
-from tests.operations.test_base import assert_explained
-from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
     EAGERLY,
@@ -24,6 +22,7 @@ from tests.support.helpers import (
     randomize,
     train_a_step,
 )
+from tests.support.messages import assert_explained, refused
 
 
 def unit(x, filters, size, name, activation="relu", norm=True, **kwargs):

@@ -10,8 +10,6 @@ from keras import layers, ops
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, NotIdentityError, UnknownLayerError, VerificationError
 from keras_net2net.operations.deeper import building
-from tests.operations.test_base import assert_explained
-from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
     EAGERLY,
@@ -28,6 +26,7 @@ from tests.support.helpers import (
     snapshot,
     train_a_step,
 )
+from tests.support.messages import assert_explained, refused
 from tests.support.states import assert_state, state
 
 Deeper = n2n.Deeper

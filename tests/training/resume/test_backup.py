@@ -15,9 +15,9 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.training.resume import backup as resume
-from tests.operations.test_base import assert_explained
 from tests.support.helpers import EAGERLY, array, cases
-from tests.training.test_callbacks import data
+from tests.support.messages import assert_explained
+from tests.training.test_scheduler import data
 
 SCHEDULE = {
     1: n2n.Wider("fc", 9),

@@ -16,11 +16,11 @@ from keras_net2net.training.resume import log as growth_log
 from keras_net2net.training.resume import recorder as resume
 from keras_net2net.training.resume.architecture import architecture
 from keras_net2net.training.resume.log import GrowthLog, LoggedUndoing, Watch
-from tests.operations.test_base import assert_explained
 from tests.scenarios.test_callbacks_of_keras import Metric, stopping
 from tests.support.helpers import BACKEND, array, cases, max_difference, outputs
+from tests.support.messages import assert_explained
 from tests.training.resume.test_backup import At, Stop, build, state
-from tests.training.test_callbacks import data
+from tests.training.test_scheduler import data
 
 # With `revert` and a patience of one epoch: grown before epoch 2, undone and grown before
 # epoch 3, which pays; grown before epoch 5; undone and grown before epochs 6 and 7.
