@@ -198,6 +198,7 @@ def test_arguments_are_checked_and_kept():
 
 
 @pytest.mark.long
+@pytest.mark.skipif(BACKEND != "torch", reason="it is about many layers, and fastest there")
 def test_every_pair_of_inception_v3_is_deepened_by_two_more():
     """The paper's experiment."""
     model = keras.applications.InceptionV3(
