@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,10 @@ import pytest
 # said before a backend is imported; those who know better set the variables themselves.
 for name, value in {
     "CUDA_VISIBLE_DEVICES": "",  # the CPU, also where there is more
+    # What one process has compiled, the others needn't, nor those of the next run.
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     "MPLBACKEND": "Agg",  # draw without a screen
     "OMP_NUM_THREADS": "1",  # PyTorch's threads wait by spinning: small layers only lose
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's notes on start-up would hide the tests' own words

@@ -19,11 +19,10 @@ import numpy as np
 
 from keras_net2net import internals
 from keras_net2net.graph.structure import Call, Graph, Shape, Tensor
-from keras_net2net.growth.opened import update_opened
 from keras_net2net.growth.transaction import Transaction
-from keras_net2net.planning.draft import Draft
-from keras_net2net.planning.making import build_inserted, grown_values
-from keras_net2net.planning.plan import LayerChange, Plan
+from keras_net2net.planning.blueprint import Blueprint
+from keras_net2net.planning.making import grown_values
+from keras_net2net.planning.plan import LayerChange
 from keras_net2net.widths.expressions import Axes, is_axes, resolve
 from keras_net2net.widths.facts import Facts
 from keras_net2net.widths.registry import rule_for
@@ -31,69 +30,39 @@ from keras_net2net.widths.registry import rule_for
 T = TypeVar("T")
 
 
-def apply_plan(
-    plan: Plan, draft: Draft, transaction: Transaction
-) -> tuple[list[Any], tuple[str, ...]]:
-    """Changes the model of a draft as its plan says.
+def apply(blueprint: Blueprint, transaction: Transaction) -> dict[str, Any]:
+    """Changes a model as its blueprint says.
 
     Args:
-        plan: The plan.
-        draft: The draft that the plan was made with; it knows the graph.
+        blueprint: The plan, and what it takes to carry it out.
         transaction: Remembers all that is changed.
 
     Returns:
-        The variables of the inserted layers; and what a user should know.
+        What was inserted, by path.
     """
+    graph, seed = blueprint.graph, blueprint.plan.seed
     changes: dict[str, list[LayerChange]] = {}
-    for step in plan.steps:
+    for step in blueprint.plan.steps:
         for change in step.layers:
             changes.setdefault(change.path, []).append(change)
     # What is known of the planned graph: its shapes are the new ones.
-    known = {facts.path: facts for facts in draft.inference.facts.values()}
-    growing = [path for path in changes if path not in draft.inserted]
-    inserted: dict[int, Any] = {}
-    with internals.variable_scope(draft.model):
+    known = {facts.path: facts for facts in blueprint.facts}
+    growing = [path for path in changes if path not in blueprint.makers]
+    with internals.variable_scope(graph.model):
         old = (_values(known[path].operation, changes[path]) for path in growing)
-        work = ((values, changes[path], plan.seed) for path, values in zip(growing, old))  # noqa: B905
+        work = ((values, changes[path], seed) for path, values in zip(growing, old))  # noqa: B905
         for path, values in zip(growing, ahead(grown_values, work), strict=True):
             grow_layer(known[path], changes[path], values, transaction)
-        for path, new in draft.inserted.items():
-            if new.make is not None:
-                inserted[id(new.layer)] = new.make()
-                continue
-            shape = _shapes_like(known[path].given[0][0], None)
-            steps = changes.get(path, [])
-            inserted[id(new.layer)] = build_inserted(new.insertion, shape, steps, plan.seed)
-    draft.made = {path: inserted[id(new.layer)] for path, new in draft.inserted.items()}
-    relabel(draft.graph, known.values(), transaction)
-    for graph in draft.graph.subgraphs():
-        if graph.edited:
-            rewire(graph, inserted, transaction)
-    # Opened layers are looked into as they stand in the model, behind what was inserted.
-    notes = update_opened(plan, draft, transaction)
-    models = containers(draft.graph)
-    for model in models:
-        transaction.remember(model)
+        made = {path: make() for path, make in blueprint.makers.items()}
+    relabel(graph, blueprint.facts, transaction)
+    inserted = {id(blueprint.stand_ins[path]): layer for path, layer in made.items()}
+    for inner in graph.subgraphs():
+        if inner.edited:
+            rewire(inner, inserted, transaction)
+    models = containers(graph)
+    transaction.remember(*models)
     internals.containers_changed(models)
-    layers = [layer for layer in inserted.values() if isinstance(layer, keras.Layer)]
-    added = [variable for layer in layers for variable in layer.trainable_variables]
-    return added, notes
-
-
-def changed_variables(plan: Plan, draft: Draft) -> dict[str, Any]:
-    """The variables of the model that a plan changes, by their paths in the plan.
-
-    Once the plan is carried out, those of the layers that it inserts as well.
-    """
-    layers = {facts.path: facts.operation for facts in draft.inference.facts.values()}
-    layers = {path: layer for path, layer in layers.items() if path not in draft.inserted}
-    layers |= draft.made
-    found = {}
-    for path in {*draft.made, *(layer.path for step in plan.steps for layer in step.layers)}:
-        if isinstance(layers.get(path), keras.Layer):
-            for name, variable in internals.named_variables(layers[path]).items():
-                found[f"{path}/{name}"] = variable
-    return found
+    return made
 
 
 def containers(graph: Graph) -> list[Any]:

@@ -24,6 +24,8 @@ _around: contextvars.ContextVar[Transaction | None] = contextvars.ContextVar("ar
 class Transaction:
     """Remembers objects before they change.
 
+    As a context, it puts them back if anything fails inside, and commits otherwise.
+
     Example:
 
     >>> class Thing:
@@ -42,9 +44,15 @@ class Transaction:
         self._undo: list[_Memory | Callable[[], None]] = []
         self._seen: set[int] = set()
 
-    def remember(self, thing: Any) -> None:
-        """Remembers the attributes of an object, and what their containers hold."""
-        for part in internals.state_parts(thing):
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.commit() if kind is None else self.roll_back()
+
+    def remember(self, *things: Any) -> None:
+        """Remembers the attributes of objects, and what their containers hold."""
+        for part in (part for thing in things for part in internals.state_parts(thing)):
             if id(part) in self._seen:
                 continue
             self._seen.add(id(part))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ import keras
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
 from keras_net2net.graph.structure import Call, Graph, Tensor
+from keras_net2net.planning.blueprint import Blueprint
 from keras_net2net.planning.changes import (
     Addition,
     AxisChange,
@@ -25,10 +27,18 @@ from keras_net2net.planning.changes import (
     VariableChange,
     VariableReplacement,
 )
+from keras_net2net.planning.making import build_inserted
 from keras_net2net.planning.plan import Insertion, LayerChange, Plan, Step, WidthChange
 from keras_net2net.planning.remaps import Remap, appended, draw, draw_bound, remap_of
 from keras_net2net.rules import builtin  # noqa: F401
-from keras_net2net.widths.expressions import EXPRESSIONS, Expression, Width, resolve, widths_of
+from keras_net2net.widths.expressions import (
+    EXPRESSIONS,
+    Expression,
+    Width,
+    is_axes,
+    resolve,
+    widths_of,
+)
 from keras_net2net.widths.facts import MAKES, READS, Facts, FromEnd, Scaled, WeightAxis
 from keras_net2net.widths.inference import infer
 from keras_net2net.widths.inferred import Inferred
@@ -101,10 +111,6 @@ class Draft:
         calibration: Data for operations that look at activations or gradients, or a
             function that returns it, called when it is wanted.
         loss_of: The compiled model whose loss counts. Defaults to `None`: the model.
-
-    Attributes:
-        training_data: The inputs that an operation has made the model's behaviour in
-            training mode exact for, if one has; what it is compared on.
     """
 
     def __init__(
@@ -119,17 +125,15 @@ class Draft:
         self.loss_of = model if loss_of is None else loss_of
         self.seed = seed
         self.stuck = dict(stuck or {})
-        self.training_data: Any = None
+        self._training_data: Any = None
         self._calibration = calibration
         self._called: list[Any] = []
         self.graph: Graph = read(model)
         self.settings: dict[int, dict[str, Any]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.inserted: dict[str, Inserted] = {}
-        self.made: dict[str, Any] = {}  # what was inserted, once the plan is carried out
-        self.steps: list[Step] = []
-        self.parameters = int(model.count_params())
-        self._before = self.parameters
+        self._steps: list[Step] = []
+        self._parameters = self._before = int(model.count_params())
         self._inference: Inferred | None = None
         self._heads: frozenset[int] = frozenset()
 
@@ -161,9 +165,43 @@ class Draft:
         finally:
             self._heads, self._inference = frozenset(), None
 
+    # -- the plan ------------------------------------------------------------
+
+    def add(self, steps: Iterable[Step]) -> None:
+        """Adds what an operation has done to the plan."""
+        self._steps += steps
+
+    def exact_on(self, data: Any) -> None:
+        """Notes the inputs that the model's behaviour in training mode was made exact for."""
+        self._training_data = data
+
     def plan(self) -> Plan:
         """The plan so far."""
-        return Plan(self.model.name, self.seed, tuple(self.steps), self._before, self.parameters)
+        return Plan(self.model.name, self.seed, tuple(self._steps), self._before, self._parameters)
+
+    def finish(self) -> Blueprint:
+        """The plan with all that it takes to carry it out."""
+        plan = self.plan()
+        facts = tuple(self.inference.facts.values())
+        return Blueprint(
+            plan,
+            self.graph,
+            facts,
+            {path: new.layer for path, new in self.inserted.items()},
+            dict(self._makers(plan, {one.path: one for one in facts})),
+            self._training_data,
+        )
+
+    def _makers(
+        self, plan: Plan, facts: Mapping[str, Facts]
+    ) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """What makes each layer that is inserted, with all that later steps do to it."""
+        for path, new in self.inserted.items():
+            if new.make is None:
+                shape = _shapes(facts[path].given[0][0])
+                changes = plan.changes_of(path)
+                make = functools.partial(build_inserted, new.insertion, shape, changes, self.seed)
+            yield path, new.make or make
 
     # -- finding things ------------------------------------------------------
 
@@ -360,7 +398,7 @@ class Draft:
             variables.append(change)
             self.shapes[change.name] = change.new_shape(old)
             if name not in internals.recurrent_states(facts.operation):
-                self.parameters += _count(self.shapes[change.name]) - _count(old)
+                self._parameters += _count(self.shapes[change.name]) - _count(old)
         config = []
         for key, expressions in facts.config.items():
             before = self.setting(facts.operation, key)
@@ -402,7 +440,7 @@ class Draft:
             change = VariableChange(f"{facts.path}/{name}", changes)
             old = [axis.expression.size or 0 for axis in axes]
             self.shapes[change.name] = change.new_shape(old)
-            self.parameters += _count(self.shapes[change.name]) - _count(old)
+            self._parameters += _count(self.shapes[change.name]) - _count(old)
             variables.append(change)
         changed = tuple(
             (key, self.setting(facts.operation, key), value) for key, value in config.items()
@@ -442,7 +480,7 @@ class Draft:
                 self.inserted[inserted.path] = inserted
                 for weight in inserted.insertion.weights:
                     self.shapes[f"{inserted.path}/{weight.name}"] = weight.shape
-                    self.parameters += _count(weight.shape)
+                self.count(inserted.insertion)
         if reader is None:
             g.insert_after(after, calls, last)
         else:
@@ -473,10 +511,14 @@ class Draft:
         for change in variables:
             old = [axis.expression.size or 0 for axis in facts.weights[change.label]]
             self.shapes[change.name] = change.shape
-            self.parameters += _count(change.shape) - _count(old)
+            self._parameters += _count(change.shape) - _count(old)
         self._inference = None
         kind = type(facts.operation).__name__
         return LayerChange(facts.path, kind, tuple(changed), variables)
+
+    def count(self, insertion: Insertion) -> None:
+        """Counts the parameters of a layer that is inserted, be it inside another one."""
+        self._parameters += sum(_count(weight.shape) for weight in insertion.weights)
 
     def check_open(self, g: Graph, path: str) -> None:
         """Checks that a layer can be inserted into a graph.
@@ -554,6 +596,13 @@ def _tensors(g: Graph) -> Iterable[Tensor]:
     yield from g.flat_inputs
     for call in g.calls:
         yield from call.outputs
+
+
+def _shapes(given: Any) -> Any:
+    """The shapes of what a layer is called with, a tensor or several."""
+    if is_axes(given):
+        return tuple(resolve(axis).size for axis in given)
+    return [_shapes(one) for one in given]
 
 
 def _count(shape: Iterable[int]) -> int:

@@ -236,6 +236,10 @@ class Plan:
         inserted = [insertion.layer_class for step in self.steps for insertion in step.insertions]
         return any(issubclass(cls, keras.layers.BatchNormalization) for cls in inserted)
 
+    def changes_of(self, path: str) -> list[LayerChange]:
+        """The changes of one layer, in their order."""
+        return [layer for step in self.steps for layer in step.layers if layer.path == path]
+
     def apply_to(
         self, weights: Mapping[str, np.ndarray], *, partial: bool = False
     ) -> dict[str, np.ndarray]:

@@ -246,15 +246,11 @@ def check_same(
     differences = ", ".join(f"by up to {worst[mode]:.2e} {mode}" for mode in worst)
     raise CheckError(
         "The outputs aren't what they were",
-        (
-            f"they differ {differences}, at outputs of up to {scale:.2f}, where "
-            f"{tolerance * scale:.1e} is allowed"
-        ),
-        (
-            "Check the role of each axis of each weight: what makes units is copied, what reads "
-            "them is shared among copies, what follows them goes with them; and fix the axes that "
-            "the layer sees as a whole (`call.fix`)"
-        ),
+        f"they differ {differences}, at outputs of up to {scale:.2f}, where "
+        f"{tolerance * scale:.1e} is allowed",
+        "Check the role of each axis of each weight: what makes units is copied, what reads "
+        "them is shared among copies, what follows them goes with them; and fix the axes that "
+        "the layer sees as a whole (`call.fix`)",
         received=f"the outputs {when}",
     )
 
@@ -325,10 +321,8 @@ def check_native(model: Any) -> Any:
         if ours[path] != theirs.get(path):
             raise CheckError(
                 f"The grown layer {path!r} isn't what its configuration says",
-                (
-                    f"its shapes (of tensors, weights and inputs) are {ours[path]}, and a layer "
-                    f"built from its configuration has {theirs.get(path)}"
-                ),
+                f"its shapes (of tensors, weights and inputs) are {ours[path]}, and a layer "
+                f"built from its configuration has {theirs.get(path)}",
                 instead,
                 received=received,
             )
@@ -379,10 +373,8 @@ def _check_size(model: Any, report: GrowthReport) -> None:
         return
     raise CheckError(
         f"The model {model.name!r} isn't as large as planned",
-        (
-            f"it has {model.count_params()} parameters, had {report.parameters_before}, and "
-            f"{report.parameters_after} were planned"
-        ),
+        f"it has {model.count_params()} parameters, had {report.parameters_before}, and "
+        f"{report.parameters_after} were planned",
         "Please report the model",
         received=f"{report.operations!r}",
     )
@@ -398,10 +390,8 @@ def _check_saving(model: Any, x: Any, tolerance: float) -> None:
             raise CheckError(
                 f"The grown model {model.name!r} can't be loaded",
                 f"{type(error).__name__}: {error}",
-                (
-                    "Name every config key that holds a size in the rule, and return all arguments "
-                    "from the layer's `get_config`"
-                ),
+                "Name every config key that holds a size in the rule, and return all arguments "
+                "from the layer's `get_config`",
                 received="the model as it was saved",
             ) from error
     check_same(outputs(loaded, x), outputs(model, x), tolerance, "of the saved and loaded model")

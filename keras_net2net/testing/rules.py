@@ -14,8 +14,7 @@ from keras_net2net import internals
 from keras_net2net.errors import CheckError, FixedWidthError, SizeError
 from keras_net2net.growth.grow import plan
 from keras_net2net.growth.probe import TOLERANCES
-from keras_net2net.operations.wider import Wider
-from keras_net2net.planning.draft import Draft
+from keras_net2net.operations.wider.wider import Wider
 from keras_net2net.testing.models import (
     as_array,
     check_model,
@@ -26,6 +25,8 @@ from keras_net2net.testing.models import (
     random_inputs,
     randomize,
 )
+from keras_net2net.widths.inference import infer
+from keras_net2net.widths.reading import read
 
 FACTORS = (1.5, 2.0)  # the second where only whole multiples are possible
 POLICIES = ("mixed_float16", "mixed_bfloat16")
@@ -296,8 +297,7 @@ def _entries(bench: _Bench) -> tuple[Any, list[_Entry], bool]:
     """The model, what may grow in it, and whether a normalization sees units."""
     model = bench.model()
     try:
-        draft = Draft(model, 0)
-        normalizes = bool(draft.inference.normalized)
+        inference = infer(read(model), {}, {})
     except Exception as error:
         raise CheckError(
             "The rule can't be applied",
@@ -309,13 +309,15 @@ def _entries(bench: _Bench) -> tuple[Any, list[_Entry], bool]:
     if "int" not in bench.dtype:
         entries = [_Entry(f"input{number}", f"before{number}") for number in bench.numbered]
     around = {entry.path for entry in entries} | {f"after{n}" for n in _numbers(model.outputs)}
-    for facts in draft.layers():
+    for facts in inference.facts.values():
         if facts.path in around or facts.part_of is not None:
+            continue
+        if not isinstance(facts.operation, keras.Layer):
             continue
         inside = facts.path.partition("/")[2]
         for key in facts.units:
             entries.append(_Entry(f"{inside}:{key}" if inside else key, facts.path, key))
-    return model, entries, normalizes
+    return model, entries, bool(inference.normalized)
 
 
 def _growths(model: Any, entries: list[_Entry], fixed: set[str]) -> tuple[list[str], list[Any]]:
@@ -366,10 +368,8 @@ def _unexpected(entry: _Entry, problem: str) -> CheckError:
         return CheckError(
             f"The rule doesn't let {entry.label!r} grow",
             problem.partition(" Received: ")[0].removesuffix("."),
-            (
-                "Cover all weights in the rule, and return the axes of each output; or say "
-                f"`fixed=[{entry.label!r}]` if there can't be more of these"
-            ),
+            "Cover all weights in the rule, and return the axes of each output; or say "
+            f"`fixed=[{entry.label!r}]` if there can't be more of these",
             received=f"the layer at {entry.path!r}",
         )
     return CheckError(

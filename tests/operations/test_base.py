@@ -16,6 +16,8 @@ from keras_net2net.errors import GrowthError, SizeError, UnknownLayerError
 from tests.support.helpers import Closed
 from tests.support.states import assert_state, state
 
+pytestmark = pytest.mark.pure
+
 FOUR_PARTS = re.compile(
     r"(?P<what>[^:]+): (?P<why>.+)\. Received: (?P<received>.+)[.?!] (?P<instead>.+[.?!])", re.S
 )

@@ -13,6 +13,7 @@ from keras_net2net.internals.gradients import gradients
 from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_native,
     assert_same,
@@ -28,7 +29,7 @@ def dense(activation="tanh", loss="mse", **kwargs) -> keras.Model:
     x = inputs = keras.Input((5,))
     x = layers.Dense(4, activation=activation, name="fc", **kwargs)(x)
     model = randomize(keras.Model(inputs, layers.Dense(3, name="out")(x)))
-    model.compile(keras.optimizers.SGD(0.01), loss, jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.01), loss, **EAGERLY)
     return model
 
 
@@ -41,7 +42,7 @@ def convolutional(activation="tanh", normalization=False, **kwargs) -> keras.Mod
     x = layers.Conv2D(3, (2, 3), strides=(1, 2), padding="same", activation="elu", name="next")(x)
     x = layers.GlobalAveragePooling2D()(x)
     model = randomize(keras.Model(inputs, layers.Dense(3, name="out")(x)))
-    model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.01), "mse", **EAGERLY)
     return model
 
 
@@ -62,7 +63,7 @@ def gradients_of(model, x, y) -> dict[str, np.ndarray]:
     before = {weight.path: array(weight) for weight in model.trainable_variables}
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
-    twin.compile(keras.optimizers.SGD(1.0), "mse", jit_compile=False)
+    twin.compile(keras.optimizers.SGD(1.0), "mse", **EAGERLY)
     twin.train_on_batch(x, y)
     return {
         path: before[path] - array(weight)
@@ -181,7 +182,7 @@ def test_several_readers_count_together():
     x = layers.Dense(4, activation="tanh", name="fc")(x)
     ends = layers.Concatenate()([layers.Dense(2, name="left")(x), layers.Dense(1, name="right")(x)])
     model = randomize(keras.Model(inputs, ends))
-    model.compile("sgd", "mse", jit_compile=False)
+    model.compile("sgd", "mse", **EAGERLY)
     x, _ = batch(model)
     before = both_modes(model, x)
     grow(model, "fc", 6)
@@ -195,7 +196,7 @@ def test_layers_one_after_the_other_grow_together_and_with_others():
     for name, activation in (("a", "tanh"), ("b", "relu"), ("c", "tanh")):
         x = layers.Dense(4, activation=activation, name=name)(x)
     model = randomize(keras.Model(inputs, layers.Dense(3, name="out")(x)))
-    model.compile("sgd", "mse", jit_compile=False)
+    model.compile("sgd", "mse", **EAGERLY)
     x, y = batch(model)
     before = both_modes(model, x)
     wider = n2n.Wider(factor=1.5, new_units="gradmax")
@@ -251,7 +252,7 @@ def test_classes_and_dropout():
     x = layers.Dense(4, activation="gelu", name="fc")(layers.Dropout(0.2)(x))
     outs = layers.Dense(3, activation="softmax", name="out")(x)
     model = randomize(keras.Model(inputs, outs))
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], **EAGERLY)
     x = data_for(model, batch=8)
     y = np.arange(8) % 3
     seeds = [array(v) for v in model.non_trainable_variables]
@@ -281,7 +282,7 @@ def test_what_it_needs_and_where_it_can_not_be():
     def between(*middle, maker=None):
         stack = [maker or layers.Dense(4, name="fc"), *middle, layers.Dense(3)]
         model = keras.Sequential([keras.Input((5,)), *stack])
-        model.compile("sgd", "mse")
+        model.compile("sgd", "mse", **EAGERLY)
         return model
 
     refused(between(layers.Dropout(0.5, name="drop")), wider, "'drop'", calibration=(x, y))
@@ -291,7 +292,7 @@ def test_what_it_needs_and_where_it_can_not_be():
     x = layers.Dense(4, name="fc")(x)
     tied = layers.Add()([x, layers.Dense(4, name="other")(x)])
     model = keras.Model(inputs, layers.Dense(3)(tied))
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", **EAGERLY)
     refused(model, wider, "tied to those of 'other'", calibration=batch(model))
     # Without names, such layers are left out.
     both = between(layers.Dropout(0.5), layers.Dense(4, name="last"))
@@ -308,7 +309,7 @@ def test_channels_may_come_first():
     x = layers.Conv2D(3, 2, data_format="channels_first", name="next")(x)
     x = layers.GlobalAveragePooling2D(data_format="channels_first")(x)
     model = randomize(keras.Model(inputs, layers.Dense(3)(x)))
-    model.compile("sgd", "mse", jit_compile=False)
+    model.compile("sgd", "mse", **EAGERLY)
     x, y = batch(model)
     before = both_modes(model, x)
     grow(model, "conv", 6)

@@ -11,10 +11,11 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError
-from keras_net2net.operations.narrowing import copies, weights_of
+from keras_net2net.operations.narrower.duplicates import duplicates, weights_of
 from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_native,
     assert_same,
@@ -27,6 +28,7 @@ from tests.support.helpers import (
     snapshot,
     train_a_step,
 )
+from tests.support.random_models import Builder, Seeded, double_precision
 from tests.support.states import assert_state, state
 
 
@@ -166,7 +168,7 @@ def test_copies_are_found_behind_copies_that_share_at_random():
     n2n.grow(model, n2n.Wider(factor=2), seed=0)
     from keras_net2net.planning.draft import Draft
 
-    found = copies(weights_of(Draft(model, 0).inference))
+    found = duplicates(weights_of(Draft(model, 0).inference))
     classes = {width.name: labels.tolist() for width, labels in found.items()}
     assert classes["a"][:6] == list(range(6))
     assert sorted(classes["a"]) == sorted([*range(6)] * 2)
@@ -373,7 +375,7 @@ def test_activation_needs_data():
 
 def test_it_runs_inside_fit_and_starts_the_optimizer_again(tmp_path):
     model = randomize(mlp())
-    model.compile("adam", "mse", jit_compile=False)
+    model.compile("adam", "mse", **EAGERLY)
     x = data_for(model, batch=8)
     y = np.zeros((8, 2), "float32")
     scheduler = n2n.GrowthScheduler(
@@ -501,8 +503,6 @@ def test_a_pattern_skips_what_has_too_few_duplicates():
 
 @pytest.mark.parametrize("seed", range(12 if BACKEND == "torch" else 2))
 def test_random_models_come_back_from_a_widening(seed):
-    from tests.support.random_models import Builder, Seeded, double_precision
-
     with double_precision():
         model, symbols = Builder(Seeded(seed)).model()
         randomize(model)

@@ -19,6 +19,8 @@ from keras_net2net.planning.remaps import (
 )
 from keras_net2net.widths.expressions import Concat, Fixed, Product, Width
 
+pytestmark = pytest.mark.pure
+
 
 def remap(index: list[int], old: int) -> Remap:
     return Remap(np.array(index), np.arange(len(index)) >= old, old)

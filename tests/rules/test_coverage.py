@@ -12,6 +12,8 @@ from keras import layers, ops
 from keras_net2net.rules import table
 from keras_net2net.widths.registry import FOLLOWS, OPENED, REFUSED, opened, refuse, state_of
 
+pytestmark = pytest.mark.pure
+
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 
 

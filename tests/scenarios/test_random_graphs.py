@@ -1,6 +1,6 @@
 """Random models under random operations: the function stays, or an error changes nothing.
 
-The models and the check are in `tests/support/random_models.py`; `benchmarks/fuzz.py` runs
+The models and the check are in `tests/support/random_models/`; `benchmarks/fuzz.py` runs
 thousands of them.
 """
 

@@ -12,7 +12,7 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import FixedWidthError, GrowthError, SizeError
 from tests.operations.test_base import assert_explained
-from tests.support.helpers import array, randomize
+from tests.support.helpers import EAGERLY, array, randomize
 from tests.support.states import assert_state, state
 
 
@@ -20,7 +20,7 @@ def mlp(optimizer=None, **kwargs) -> keras.Model:
     x = inputs = keras.Input((4,))
     x = layers.Dense(6, activation="relu", name="fc")(x)
     model = randomize(keras.Model(inputs, layers.Dense(2, name="out")(x), name="mlp"))
-    model.compile(optimizer or keras.optimizers.SGD(0.05), "mse", jit_compile=False, **kwargs)
+    model.compile(optimizer or keras.optimizers.SGD(0.05), "mse", **(EAGERLY | kwargs))
     return model
 
 
@@ -212,7 +212,7 @@ def test_the_first_batch_after_a_growth_has_the_loss_that_it_would_have_had():
                 self.losses.append((batch, logs["loss"], logs["mae"]))
 
         first = First()
-        model.compile("sgd", "mse", metrics=["mae"], jit_compile=False)
+        model.compile("sgd", "mse", metrics=["mae"], **EAGERLY)
         growth = n2n.GrowthScheduler({1: SCHEDULE[2]} if grows else {}, seed=0, verbose=0)
         fit(model, growth, first, epochs=2, shuffle=False)
         logs[grows] = first.losses

@@ -12,6 +12,8 @@ from keras_net2net.widths.expressions import Concat, Fixed, Obstacle, Product, W
 from keras_net2net.widths.facts import MADE, Content, Normalized
 from keras_net2net.widths.fills import fills_for
 
+pytestmark = pytest.mark.pure
+
 NORM = Obstacle("norm", "(LayerNormalization) normalizes over its units")
 
 

@@ -17,6 +17,8 @@ from tests.support.helpers import (
     snapshot,
 )
 
+pytestmark = pytest.mark.pure
+
 
 def scale_layer():
     """A layer class that no rule is known of: a learned factor for each unit."""

@@ -189,15 +189,28 @@ class Builder:
         layer = new_layer(self.path(name), layers.Add, config)
         return self.call(layer, ([x, y],), {}, [x]).outputs[0]
 
-    def finish(self, after: Tensor, last: Tensor, reader: Call | None = None) -> Repeated:
+    def branch(self, name: str) -> None:
+        """Lets what is inserted branch: a Sequential can't, but a model of this name in it."""
+        if internals.function_of(self.graph.model) is not self.graph.model:
+            self.inside = name
+
+    def finish(
+        self, after: Tensor, last: Tensor, reader: Call | None = None
+    ) -> tuple[Tensor, list[Insertion]]:
         """Puts all behind a tensor, for all that read it or for one call.
 
-        A Sequential can't branch: there the part becomes a model of its own in it.
+        Args:
+            after: The tensor.
+            last: What the last of the new calls makes.
+            reader: The only call that is to read it. Defaults to `None`: all do.
+
+        Returns:
+            The tensor that is read in its place, and what was inserted.
         """
         insertions = [inserted.insertion for inserted in self.made]
         if not self.inside:
             self.draft.insert(self.graph, after, self.calls, last, self.made, reader)
-            return Repeated(last, insertions)
+            return last, insertions
         path = "/".join(filter(None, (self.graph.path, self.inside)))
         insertion = Insertion(path, insertions[0].after, keras.Model, {"name": self.inside}, ())
         make = functools.partial(_make_model, self.inside, after, last, self.calls, self.made)
@@ -205,17 +218,9 @@ class Builder:
         end = Tensor(last.shape, last.dtype)
         call = Call(wrapper.layer, path, (after,), {}, [end])
         self.draft.insert(self.graph, after, [call], end, [wrapper])
-        weights = [weight for one in insertions for weight in one.weights]
-        self.draft.parameters += sum(int(np.prod(weight.shape)) for weight in weights)
-        return Repeated(end, [insertion, *insertions])
-
-
-@dataclasses.dataclass(eq=False)
-class Repeated:
-    """What was inserted: the tensor that it makes, and the layers."""
-
-    end: Tensor
-    insertions: list[Insertion]
+        for one in insertions:
+            self.draft.count(one)
+        return end, [insertion, *insertions]
 
 
 def _make_model(

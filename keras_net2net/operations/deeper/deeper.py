@@ -11,35 +11,23 @@ from keras import layers
 
 from keras_net2net.errors import GrowthError, NotIdentityError, SizeError, whole_number
 from keras_net2net.graph.structure import Tensor
-from keras_net2net.internals.activations import activation_name
-from keras_net2net.operations.base import (
-    Operation,
-    check_normalized,
-    find_layers,
-    fixed_request,
-    label,
-    plain,
-)
-from keras_net2net.operations.deeper.blocks import Block, channel_axis, find_block
+from keras_net2net.internals.activations import activation_label, activation_name
+from keras_net2net.operations.base import Operation, plain
+from keras_net2net.operations.blocks import Block
 from keras_net2net.operations.deeper.building import Builder, Namer
 from keras_net2net.operations.deeper.factor import factorise
 from keras_net2net.operations.deeper.forms import (
-    Site,
-    calibrate,
+    InsertionPoint,
+    changing,
+    check_normalized,
     choose,
+    find_moments,
     identity_chain,
     insert_chains,
+    insertion_point,
     normalization_notes,
 )
-from keras_net2net.operations.deeper.identities import (
-    DEPTHWISE,
-    FAMILY,
-    FAMILY_NAMES,
-    KERNELS,
-    activation_label,
-    leaves_alone,
-    prelu,
-)
+from keras_net2net.operations.deeper.identities import leaves_alone, prelu
 from keras_net2net.operations.deeper.repeat import Part
 from keras_net2net.operations.deeper.residual import (
     Options,
@@ -48,7 +36,9 @@ from keras_net2net.operations.deeper.residual import (
     can_branch,
     insert_blocks,
 )
-from keras_net2net.operations.wider import Wider
+from keras_net2net.operations.families import DEPTHWISE, FAMILY, FAMILY_NAMES, KERNELS, channel_axis
+from keras_net2net.operations.select import find_layers, fixed_request, label
+from keras_net2net.operations.wider.wider import Wider
 from keras_net2net.planning.draft import Draft, Inserted
 from keras_net2net.planning.plan import Step
 from keras_net2net.widths.facts import Facts
@@ -187,8 +177,9 @@ class Deeper(Operation):
     def _check(self) -> None:
         count = whole_number(self.count, "`count`", kind="a number of layers")
         self._set(layers=fixed_request(self.layers), count=count)
-        if self.units is not None:
-            self._set(units=whole_number(self.units, "`units`"))
+        for name in ("units", "rank"):
+            if vars(self)[name] is not None:
+                self._set(**{name: whole_number(vars(self)[name], f"`{name}`")})
         check_normalized(self.batch_norm, "the layer's block")
         if self.between is not None:
             self._set(between=self._pair())
@@ -210,9 +201,6 @@ class Deeper(Operation):
                 "it is what an inserted layer starts as",
                 f"Pass one of {', '.join(map(repr, FORMS))}",
             )
-        if self.rank is not None:
-            rank = whole_number(self.rank, "`rank`")
-            self._set(rank=rank)
         form = "residual" if self.between is not None else self.form
         for name, why in _UNUSED[form].items():
             given = getattr(self, name)
@@ -293,10 +281,11 @@ class Deeper(Operation):
         """Inserts the layers into a draft."""
         if self._repeats:
             return self._draft_blocks(draft)
+        family = KERNELS if self.form == "factor" else FAMILY  # what a pattern means
         found = [
             match.facts
             for match in find_layers(draft, self.layers)
-            if match.named or isinstance(match.facts.operation, self._family)
+            if match.named or isinstance(match.facts.operation, family)
         ]
         if not found:
             raise GrowthError(
@@ -306,9 +295,9 @@ class Deeper(Operation):
             )
         if self.form == "factor":
             return [factorise(self, draft, facts, self.rank) for facts in found]
-        sites = [self._site(draft, facts) for facts in found]
-        calibrate(draft, sites, self.calibration)
-        steps = [self._after(draft, site) for site in sites]
+        points = [self._point(draft, facts) for facts in found]
+        find_moments(draft, points, self.calibration)
+        steps = [self._after(draft, point) for point in points]
         if self.units is not None:
             steps += self._widened(draft, steps)
         return steps
@@ -317,8 +306,9 @@ class Deeper(Operation):
         """Inserts residual blocks, or repeats the part between two tensors."""
         ends: dict[int, Tensor] = {}
         if self.between is not None:
-            return [self._block(draft, block_between(draft, self.between), ends)]
-        found = blocks_behind(draft, self.layers)
+            found: list[Part | Block] = [block_between(draft, self.between)]
+        else:
+            found = blocks_behind(draft, self.layers)
         return [self._block(draft, target, ends) for target in found]
 
     def _block(
@@ -332,12 +322,7 @@ class Deeper(Operation):
         insertions, more = insert_blocks(draft, target, options, ends)
         return Step(self, insertions=tuple(insertions), notes=(*notes, *more))
 
-    @property
-    def _family(self) -> tuple[type, ...]:
-        """The layers that a pattern means."""
-        return KERNELS if self.form == "factor" else FAMILY
-
-    def _site(self, draft: Draft, facts: Facts) -> Site:
+    def _point(self, draft: Draft, facts: Facts) -> InsertionPoint:
         """What is known of a layer after which something is to be inserted."""
         layer = facts.operation
         if not isinstance(layer, FAMILY) or not facts.has_rule:
@@ -346,16 +331,13 @@ class Deeper(Operation):
                 f"{type(layer).__name__} has no identity of its family",
                 f"Name {FAMILY_NAMES}",
             )
-        blocks = [find_block(g, call) for g, call in draft.calls_of(layer)]
-        own = blocks[0].normalization is not None
-        normalized = own if self.batch_norm is None else self.batch_norm
-        new = self._activation(blocks)
-        if new is None and self.form == "identity":
-            raise self._not_identity(facts, blocks)
-        self._check_units(facts, blocks[0].end)
-        measured = self.calibration is not None or (normalized and draft.calibration is not None)
-        branches = self.units is None and can_branch(blocks)
-        return Site(facts, blocks, normalized, new is not None, measured, branches)
+        point = insertion_point(draft, facts, self)
+        point.activation = self._activation(point.blocks)
+        if point.activation is None and self.form == "identity":
+            raise self._not_identity(facts, point.blocks)
+        self._check_units(facts, point.blocks[0].end)
+        point.branches = self.units is None and can_branch(point.blocks)
+        return point
 
     def _check_units(self, facts: Facts, end: Tensor) -> None:
         """Checks that the new layers can have as many units as were asked for."""
@@ -379,14 +361,14 @@ class Deeper(Operation):
             instead,
         )
 
-    def _after(self, draft: Draft, site: Site) -> Step:
+    def _after(self, draft: Draft, point: InsertionPoint) -> Step:
         """Inserts the layers after one layer."""
-        form, notes = choose(site) if self.form == "auto" else (self.form, ())
+        form, notes = choose(point) if self.form == "auto" else (self.form, ())
         if form == "residual":
-            return self._block(draft, site.blocks[0], {}, notes)
-        chain = functools.partial(self._chain, draft, site, form)
-        insertions = insert_chains(draft, site, self.count, chain, followed=0)
-        notes = (*notes, *normalization_notes(insertions, site))
+            return self._block(draft, point.blocks[0], {}, notes)
+        chain = functools.partial(self._chain, draft, point, form)
+        insertions = insert_chains(draft, point, self.count, chain, followed=0)
+        notes = (*notes, *normalization_notes(insertions, point))
         return Step(self, insertions=tuple(insertions), notes=notes)
 
     def _widened(self, draft: Draft, steps: list[Step]) -> list[Step]:
@@ -408,16 +390,13 @@ class Deeper(Operation):
             candidates = [keras.activations.get(self.activation)]
         else:
             candidates = [block.function or keras.activations.linear for block in blocks]
-        for new in candidates:
-            if all(leaves_alone(new, block) for block in blocks):
-                return new
-        return None
+        fitting = (new for new in candidates if all(leaves_alone(new, one) for one in blocks))
+        return next(fitting, None)
 
     def _not_identity(self, facts: Facts, blocks: list[Block]) -> NotIdentityError:
         own = [block for block in blocks if not leaves_alone(block.function, block)]
         if self.activation is None and own:
-            name = own[0].activation_label
-            why = f"its activation {name!r} isn't idempotent: f(f(x)) differs from f(x)"
+            why = changing(own[0])
         elif self.activation is None:
             names = ", ".join(repr(block.activation_label) for block in blocks)
             why = f"its calls are followed by {names}, none of which leaves the others as they are"
@@ -437,14 +416,14 @@ class Deeper(Operation):
             ),
         )
 
-    def _chain(self, draft: Draft, site: Site, form: str) -> list[Inserted]:
+    def _chain(self, draft: Draft, point: InsertionPoint, form: str) -> list[Inserted]:
         """The layers that one identity is made of: kernel, normalization, activation."""
-        layer, block = site.layer, site.blocks[0]
+        layer, block = point.layer, point.blocks[0]
         path = Builder(draft, block.graph).path(Namer(draft).stem(layer.name))
-        activation = self._activation(site.blocks) if form == "identity" else None
-        inline = (block.inline or self.activation is not None) and not site.normalized
+        activation = point.activation if form == "identity" else None
+        inline = (block.inline or self.activation is not None) and not point.normalized
         inline = inline or (block.activation is None and self.activation is None)
-        chain = identity_chain(site, layer, path, activation, inline)
+        chain = identity_chain(point, layer, path, activation, inline)
         if form == "prelu":
             chain.append(prelu(layer, f"{path}_prelu", block.end))
         return chain

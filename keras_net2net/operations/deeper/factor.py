@@ -17,10 +17,9 @@ from keras import layers
 
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError, SizeError
-from keras_net2net.operations.base import label
-from keras_net2net.operations.deeper.blocks import channel_axis
 from keras_net2net.operations.deeper.building import Builder, Namer, new_layer, resized
-from keras_net2net.operations.deeper.identities import KERNELS, size_key
+from keras_net2net.operations.families import KERNELS, channel_axis, size_key
+from keras_net2net.operations.select import label
 from keras_net2net.planning.changes import VariableReplacement
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import InitialWeight, Step

@@ -15,21 +15,13 @@ import numpy as np
 from keras import layers
 
 from keras_net2net.graph.structure import Tensor
-from keras_net2net.internals.activations import activation_name, describe
-from keras_net2net.operations.deeper.blocks import Block, channel_axis
+from keras_net2net.internals.activations import describe, is_linear
+from keras_net2net.operations.blocks import Block
 from keras_net2net.operations.deeper.building import new_layer
-from keras_net2net.operations.deeper.normalization import Moments
+from keras_net2net.operations.deeper.moments import Moments
+from keras_net2net.operations.families import DEPTHWISE, SEPARABLE, SLIDING, bn_axis, channel_axis
 from keras_net2net.planning.draft import Inserted
 from keras_net2net.planning.plan import InitialWeight
-
-CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-SLIDING = (*CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)
-KERNELS = (layers.Dense, *CONVOLUTIONS)  # what one kernel makes of its input
-FAMILY = (layers.Dense, layers.EinsumDense, *SLIDING)
-FAMILY_NAMES = "a Dense, EinsumDense or convolution layer"
 
 
 def kernel_layer(layer: Any, path: str, end: Tensor, activation: Any = None) -> Inserted | str:
@@ -57,11 +49,6 @@ def kernel_layer(layer: Any, path: str, end: Tensor, activation: Any = None) -> 
         weights = _sliding(layer, config, units)
     bias = [InitialWeight("bias", (units,))] if config.get("use_bias", True) else []
     return new_layer(path, type(layer), config, [*weights, *bias])
-
-
-def size_key(layer: Any) -> str:
-    """What a layer of `KERNELS` calls its number of units."""
-    return "units" if isinstance(layer, layers.Dense) else "filters"
 
 
 def kernel_config(layer: Any) -> dict[str, Any]:
@@ -204,11 +191,6 @@ def normalization_like(layer: Any, block: Block) -> tuple[type, dict[str, Any]]:
     return cls, dict(cls(axis=bn_axis(layer), dtype=layer.dtype_policy).get_config())
 
 
-def bn_axis(layer: Any) -> int:
-    """The axis that a BatchNormalization after a layer has."""
-    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
-
-
 def activation_layer(activation: Any, path: str, end: Tensor) -> Inserted:
     """A layer that is an activation; a PReLU starts with slopes of a quarter."""
     if not isinstance(activation, keras.Layer):
@@ -240,18 +222,3 @@ def leaves_alone(new: Any, block: Block) -> bool:
     if is_linear(new):
         return True
     return known is not None and before is not None and known.leaves_alone(before)
-
-
-def is_linear(activation: Any) -> bool:
-    """Whether an activation is the linear one."""
-    function = activation.activation if isinstance(activation, layers.Activation) else activation
-    return not isinstance(function, keras.Layer) and activation_name(function) == "linear"
-
-
-def activation_label(activation: Any) -> str:
-    """A short name for an activation, fit for a layer's name."""
-    function = getattr(activation, "activation", activation)
-    if isinstance(function, str):
-        return function
-    name = None if isinstance(function, keras.Layer) else activation_name(function)
-    return name or type(function).__name__.lower()

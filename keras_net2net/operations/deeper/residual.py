@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_net2net import internals
-from keras_net2net.errors import GrowthError, NotIdentityError, UnknownLayerError
+from keras_net2net.errors import GrowthError, NotIdentityError
 from keras_net2net.graph.structure import Call, Graph, Tensor
-from keras_net2net.operations.deeper.blocks import Block, find_block
-from keras_net2net.operations.deeper.building import Builder, Namer, Repeated, new_layer, resized
+from keras_net2net.internals.activations import is_linear
+from keras_net2net.operations.blocks import Block, find_block
+from keras_net2net.operations.deeper.building import Builder, Namer, new_layer, resized
 from keras_net2net.operations.deeper.identities import (
-    KERNELS,
     activation_layer,
-    bn_axis,
     fresh_normalization,
-    is_linear,
     kernel_config,
-    size_key,
 )
-from keras_net2net.operations.deeper.places import Place, find_place, not_rewired
 from keras_net2net.operations.deeper.repeat import Part, part_between, repeat, same_shape
 from keras_net2net.operations.deeper.silence import Silencer, activation_of, kind_of
 from keras_net2net.operations.deeper.sums import Sum, period_of, run_of, sum_at, sum_behind, sums_of
+from keras_net2net.operations.families import KERNELS, bn_axis, size_key
+from keras_net2net.operations.select import Output, each_of, find_output, is_pattern, outputs_like
 from keras_net2net.planning.draft import Draft, Inserted
 from keras_net2net.planning.plan import InitialWeight, Insertion
 from keras_net2net.planning.remaps import generator
@@ -51,20 +47,8 @@ class Options:
 
 def blocks_behind(draft: Draft, wanted: Any) -> list[Part | Block]:
     """What is to be inserted behind the layers that are named."""
-    found = [target for item in _items(wanted) for target in _targets(draft, item)]
+    found = [target for item in each_of(wanted) for target in _targets(draft, item)]
     return list({_identity_of(target): target for target in found}.values())
-
-
-def _items(wanted: Any) -> list[Any]:
-    if isinstance(wanted, (list, tuple)):
-        if not wanted:
-            raise UnknownLayerError(
-                "No layer was named",
-                "the list is empty",
-                "Name a layer",
-            )
-        return list(wanted)
-    return [wanted]
 
 
 def _identity_of(target: Part | Block) -> tuple[int, int]:
@@ -74,7 +58,7 @@ def _identity_of(target: Part | Block) -> tuple[int, int]:
 
 def block_between(draft: Draft, pair: tuple[Any, Any]) -> Part:
     """The part between two tensors that are named, of which a copy is to be inserted."""
-    start, end = (find_place(draft, item) for item in pair)
+    start, end = (find_output(draft, item) for item in pair)
     if start.graph is not end.graph:
         raise GrowthError(
             f"The part from {start.path!r} to {end.path!r} can't be repeated",
@@ -92,58 +76,30 @@ def block_between(draft: Draft, pair: tuple[Any, Any]) -> Part:
 
 def _targets(draft: Draft, item: Any) -> list[Part | Block]:
     """What is to be inserted behind the layers that an item names."""
-    if isinstance(item, str) and any(character in item for character in "*?["):
-        return _of_pattern(draft, item)
-    place = find_place(draft, item)
-    if place.call is None:
-        raise _no_block(draft, place)
-    found = _block_part(place)
-    if found is not None:
-        return [found]
-    return [_plain(draft, place)]
-
-
-def _of_pattern(draft: Draft, pattern: str) -> list[Part | Block]:
-    places = [
-        Place(graph, call, call.outputs[0])
-        for graph in draft.graph.subgraphs()
-        for call in graph.calls
-        if fnmatch.fnmatchcase(call.path, pattern)
-        or fnmatch.fnmatchcase(call.operation.name, pattern)
-    ]
-    if not places:
-        raise UnknownLayerError(
-            f"The pattern {pattern!r} matches no layer of the model {draft.model.name!r}",
-            "none of its layers is called like that",
-            "Use a name from `[layer.name for layer in model.layers]`",
-        )
-    rewired = [place for place in places if not place.graph.opened]
-    if not rewired:
-        raise not_rewired(places[0].graph)
-    found: list[Part | Block] = []
-    for place in rewired:
-        part = _block_part(place, only_ends=True)
-        if part is not None:
-            found.append(part)
+    if not is_pattern(item):
+        output = find_output(draft, item)
+        return [_block_part(output) or _plain(output)]
+    outputs = outputs_like(draft, item)
+    parts = [_block_part(output, only_ends=True) for output in outputs]
+    found: list[Part | Block] = [part for part in parts if part is not None]
     if not found:
-        family = [p for p in rewired if p.call and isinstance(p.call.operation, KERNELS)]
-        found = [_plain(draft, place) for place in family]
+        found = [_plain(one) for one in outputs if isinstance(one.operation, KERNELS)]
     if not found:
-        raise _no_block(draft, rewired[0])
+        raise _no_block(outputs[0])
     return found
 
 
-def _block_part(place: Place, only_ends: bool = False) -> Part | None:
+def _block_part(output: Output, only_ends: bool = False) -> Part | None:
     """The block that a layer ends, if there is one."""
-    graph, call = place.graph, place.call
+    graph, call = output.graph, output.call
     if call is None:
         return None
     if call.inner is not None:
-        part = _composite(place)
+        part = _composite(output)
         if part is not None:
             return part
     sums = {id(one.call): one for one in sums_of(graph)}
-    tensor = place.tensor
+    tensor = output.tensor
     end = sum_at(graph, tensor, sums)
     if end is None:
         end = None if only_ends else sum_behind(graph, call, sums)
@@ -159,63 +115,54 @@ def _block_part(place: Place, only_ends: bool = False) -> Part | None:
     run = run_of(graph, end, sums)
     at = run.index(end)
     start = run[at - period_of(graph, run, at) + 1].start
-    part = part_between(graph, Place(graph, graph.maker(start), start), _place(graph, tensor))
+    part = part_between(graph, Output.of(graph, start), Output.of(graph, tensor))
     if not same_shape(start, tensor):
         raise _other_shape(part, sums)
     return part
 
 
-def _place(graph: Graph, tensor: Tensor) -> Place:
-    return Place(graph, graph.maker(tensor), tensor)
-
-
-def _composite(place: Place) -> Part | None:
+def _composite(output: Output) -> Part | None:
     """A layer or nested model that holds a whole block."""
-    call = place.call
+    call = output.call
     if call is None or call.inner is None or not call.inputs:
         return None
     start = call.inputs[0]
-    if not same_shape(start, place.tensor) or len(call.outputs) != 1:
+    if not same_shape(start, output.tensor) or len(call.outputs) != 1:
         return None
-    solution = Silencer([call], start, None).identity(place.tensor)
+    solution = Silencer([call], start, None).identity(output.tensor)
     if solution is None and not isinstance(call.operation, keras.Model):
         inside = {kind_of(one.operation) for one in call.inner.calls}
         if not any(kind in ("add", "subtract") for kind in inside):
             return None  # such as LayerScale: a part of a block
-    return part_between(place.graph, _place(place.graph, start), place)
+    return part_between(output.graph, Output.of(output.graph, start), output)
 
 
 # -- a block made for a plain layer -----------------------------------------------------
 
 
-def _plain(draft: Draft, place: Place) -> Block:
-    call = place.call
-    if place.graph.opened:
-        raise not_rewired(place.graph)
+def _plain(output: Output) -> Block:
+    call = output.call
     if call is None or not isinstance(call.operation, KERNELS):
-        raise _no_block(draft, place)
-    return find_block(place.graph, call)
+        raise _no_block(output)
+    return find_block(output.graph, call)
 
 
-def _fresh(draft: Draft, block: Block, options: Options, after: Tensor) -> Repeated:
+def _fresh(
+    draft: Draft, block: Block, options: Options, after: Tensor
+) -> tuple[Tensor, list[Insertion]]:
     """Inserts `x + V f(W x)`, with V = 0."""
     layer = block.call.operation
     _check_end(block)
     namer = Namer(draft)
-    base = namer.base(layer.name)
-    name = namer.take(base)
+    name = namer.take(namer.base(layer.name))
     builder = Builder(draft, block.graph)
-    if internals.function_of(block.graph.model) is not block.graph.model:
-        builder.inside = namer.reserve(f"{name}_block")
+    builder.branch(namer.reserve(f"{name}_block"))
     axis = bn_axis(layer)
     units = int(after.shape[axis] or 0)  # its kernel says how many
     hidden = options.units or units
     inner = _kernel(layer, builder.path(name), units, hidden, draft.seed)
     x = builder.put(inner, after, resized(after, axis, hidden))
-    normalized = options.batch_norm
-    if normalized is None:
-        normalized = block.normalization is not None
-    if normalized:
+    if block.normalization is not None if options.batch_norm is None else options.batch_norm:
         path = builder.path(namer.reserve(f"{name}_bn"))
         x = builder.put(fresh_normalization(layer, block, path, x), x)
     function = block.function if options.activation is None else options.activation
@@ -286,18 +233,17 @@ def insert_blocks(
     Returns:
         What was inserted, and what a user should know of it.
     """
-    insertions = []
+    insertions: list[Insertion] = []
     end = target.end
     if isinstance(target, Part):
         _check_options(options, target)
     for _ in range(options.count):
         after = ends.get(id(end), end)
         if isinstance(target, Part):
-            repeated = repeat(draft, target, after, ends)
+            ends[id(end)], made = repeat(draft, target, after, ends)
         else:
-            repeated = _fresh(draft, target, options, after)
-        insertions += repeated.insertions
-        ends[id(end)] = repeated.end
+            ends[id(end)], made = _fresh(draft, target, options, after)
+        insertions += made
     return insertions, _notes(target, draft, insertions)
 
 
@@ -345,10 +291,9 @@ def _notes(target: Part | Block, draft: Draft, insertions: list[Any]) -> tuple[s
     calls = [call.operation for call in target.calls]
     elsewhere = [
         call.path
-        for graph in draft.graph.subgraphs()
-        for call in graph.calls
-        if call.inner is None or not call.inner.opened
-        if isinstance(call.operation, keras.Layer)
+        for _, call in draft.graph.all_calls()
+        if (call.inner is None or not call.inner.opened)
+        and isinstance(call.operation, keras.Layer)
         and any(call.operation is one for one in calls)
         and all(call.outputs[0] is not one.outputs[0] for one in target.calls)
     ]
@@ -384,8 +329,8 @@ def _nearest(graph: Graph, sums: list[Sum], call: Call | None) -> str:
     return f"Name the nearest block that hands its input on, which ends with {nearest.call.path!r}"
 
 
-def _no_block(draft: Draft, place: Place) -> GrowthError:
-    call = place.call
+def _no_block(output: Output) -> GrowthError:
+    call = output.call
     kind = type(call.operation).__name__ if call is not None else "InputLayer"
     if call is not None and call.inner is not None and not call.inner.opened:
         inside = call.inner.calls[-1].path if call.inner.calls else call.path
@@ -393,9 +338,9 @@ def _no_block(draft: Draft, place: Place) -> GrowthError:
         more = f"Name a layer inside it, such as {inside!r}"
     else:
         why = "it isn't the end of a residual block, and no Dense or convolution layer either"
-        more = _nearest(place.graph, sums_of(place.graph), call)
+        more = _nearest(output.graph, sums_of(output.graph), call)
     return GrowthError(
-        f"No residual block can be inserted after {place.path!r} ({kind})",
+        f"No residual block can be inserted after {output.path!r} ({kind})",
         why,
         more,
     )

@@ -13,9 +13,9 @@ from typing import Any
 import keras
 
 from keras_net2net.graph.structure import Call, Graph, Tensor
-from keras_net2net.operations.deeper.identities import KERNELS
-from keras_net2net.operations.deeper.places import between
+from keras_net2net.operations.blocks import between
 from keras_net2net.operations.deeper.silence import UNCHANGED, Silencer, activation_of, kind_of
+from keras_net2net.operations.families import KERNELS
 
 
 @dataclasses.dataclass(eq=False)

@@ -15,7 +15,7 @@ from keras_net2net.growth.grow import grow
 from keras_net2net.growth.report import GrowthReport
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.operations.base import Operation, as_operations
-from keras_net2net.planning.draft import Draft
+from keras_net2net.operations.drafting import by_path
 from keras_net2net.training.resume.architecture import architecture, digest_of_file
 from keras_net2net.training.resume.log import GrowthLog, LoggedGrowth, as_config
 
@@ -24,8 +24,7 @@ def lasting(model: Any, operations: Any) -> list[Operation]:
     """Operations as a log can hold them: layer objects become the paths of layers."""
     wanted = as_operations(operations)
     if any(_holds_layers(vars(one)) for one in wanted):
-        draft = Draft(model, 0)
-        wanted = [one.by_path(draft) for one in wanted]
+        wanted = by_path(model, wanted)
     for one in wanted:
         as_config(one)
     return wanted
@@ -143,14 +142,10 @@ def bring(
     if undone:
         raise LogError(
             f"The model {model.name!r} can't be brought to that place of the log",
-            (
-                f"it has growth {undone[0] + 1} of the log behind it, which was undone later, and "
-                "only the run itself could do that"
-            ),
-            (
-                "Build the model as it was before the first growth, or take weights from before "
-                "that growth or after its undoing"
-            ),
+            f"it has growth {undone[0] + 1} of the log behind it, which was undone later, and "
+            "only the run itself could do that",
+            "Build the model as it was before the first growth, or take weights from before "
+            "that growth or after its undoing",
             received=f"a model with {model.count_params():,} parameters",
         )
     reports = {}
@@ -165,15 +160,11 @@ def bring(
                 if now.layers != growth.after.layers:
                     raise LogError(
                         f"Growth {place + 1} of the log can't be done again to {model.name!r}",
-                        (
-                            f"it led to {growth.after.parameters:,} parameters then, and leads to "
-                            f"{now.parameters:,} and other layers now: it depends on the weights, "
-                            "or on code that has changed"
-                        ),
-                        (
-                            "Load the weights from before the growth first, or build the model as "
-                            "it was then"
-                        ),
+                        f"it led to {growth.after.parameters:,} parameters then, and leads to "
+                        f"{now.parameters:,} and other layers now: it depends on the weights, "
+                        "or on code that has changed",
+                        "Load the weights from before the growth first, or build the model as "
+                        "it was then",
                         received=f"{list(growth.operations)!r}",
                     )
             whole.on_roll_back(one.roll_back)
@@ -237,25 +228,8 @@ def upgrade_weights(
         )
     read = GrowthLog.read(log)
     model = build()
-    try:
-        digest = digest_of_file(path)
-    except OSError as error:
-        raise GrowthError(
-            f"The weights {str(path)!r} can't be read",
-            str(error),
-            "Pass a file that `model.save_weights` wrote",
-            received=f"path={str(path)!r}",
-        ) from error
-    begun = read.stage_of(model)
-    stages = [i for i, one in enumerate(read.stages) if one.weights == digest and i >= begun]
-    if not stages:
-        raise LogError(
-            f"The weights {str(path)!r} aren't of a model of the growth log",
-            "no architecture that it knows has weights of these shapes",
-            "Pass weights that were saved in a run with this log",
-            received=f"path={str(path)!r}, log={str(log)!r}",
-        )
-    replay(model, read.until(stages[-1]), verify=False, calibration=calibration)
+    stage = _stage_of_file(path, read, read.stage_of(model), received=f"log={str(log)!r}")
+    replay(model, read.until(stage), verify=False, calibration=calibration)
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None and not optimizer.built:
         optimizer.build(model.trainable_variables)  # or what the file has of it is passed over
@@ -265,3 +239,25 @@ def upgrade_weights(
     model.save_weights(part)
     os.replace(part, output)
     return model
+
+
+def _stage_of_file(path: Any, log: GrowthLog, least: int, received: str) -> int:
+    """The last stage of a log, from one on, whose architecture has weights as in a file."""
+    try:
+        digest = digest_of_file(path)
+    except OSError as error:
+        raise GrowthError(
+            f"The weights {str(path)!r} can't be read",
+            str(error),
+            "Pass a file that `model.save_weights` wrote",
+            received=f"path={str(path)!r}",
+        ) from error
+    stages = [i for i, one in enumerate(log.stages) if one.weights == digest and i >= least]
+    if not stages:
+        raise LogError(
+            f"The weights {str(path)!r} aren't of a model of the growth log",
+            "no architecture that it knows has weights of these shapes",
+            "Pass weights that were saved in a run with this log",
+            received=f"path={str(path)!r}, {received}",
+        )
+    return stages[-1]

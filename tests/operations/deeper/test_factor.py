@@ -14,6 +14,7 @@ from tests.operations.deeper.test_deeper import assert_reloads, conv, model_of, 
 from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_native,
     assert_same,
@@ -186,7 +187,7 @@ def test_a_plan_factors_a_checkpoint_by_its_own_kernel():
 
 def test_a_layer_is_factored_while_fit_runs():
     model = model_of((5,), layers.Dense(4, activation="tanh", name="it"))
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", **EAGERLY)
     growth = n2n.GrowthScheduler({1: n2n.Deeper("it", form="factor")}, seed=0, verbose=0)
     x = data_for(model, batch=8)
     model.fit(x, np.zeros((8, 3)), epochs=2, verbose=0, callbacks=[growth])
@@ -195,7 +196,7 @@ def test_a_layer_is_factored_while_fit_runs():
 
 def test_the_moments_of_a_factored_kernel_start_again():
     model = model_of((5,), layers.Dense(4, activation="tanh", name="it"))
-    model.compile(keras.optimizers.Adam(use_ema=True), "mse")
+    model.compile(keras.optimizers.Adam(use_ema=True), "mse", **EAGERLY)
     x = data_for(model, batch=8)
     model.train_on_batch(x, np.zeros((8, 3)))
     operation = n2n.Deeper("it", form="factor")

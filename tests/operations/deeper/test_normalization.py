@@ -12,10 +12,11 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
-from keras_net2net.operations.deeper.normalization import Moments, after_activation, pooled
+from keras_net2net.operations.deeper.moments import Moments, after_activation, pooled
 from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_native,
     assert_same,
@@ -496,7 +497,7 @@ if BACKEND == "torch":
 def test_a_running_fit_gives_its_first_batches(source):
     model = conv_net()
     x, y = data(16, 5, 5, 2), data(16, 3, seed=2)
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", **EAGERLY)
     growth = n2n.GrowthScheduler({1: n2n.Deeper("a")}, seed=0, verbose=0)
     steps = []
 
@@ -518,7 +519,7 @@ def test_reading_the_first_batches_does_not_change_the_order_of_the_data(kind):
     seen = []
     for operation in (n2n.Deeper("a", calibration=x), n2n.Deeper("a")):  # of all 16 either way
         model = conv_net()
-        model.compile("sgd", "mse")
+        model.compile("sgd", "mse", **EAGERLY)
         keras.utils.set_random_seed(0)
         losses = []
 
@@ -556,7 +557,7 @@ def test_data_that_can_not_be_had_is_done_without():
 def test_the_data_of_a_callback_comes_before_that_of_its_fit():
     model = conv_net()
     x, y = data(16, 5, 5, 2), data(16, 3, seed=2)
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", **EAGERLY)
     growth = n2n.GrowthScheduler({0: n2n.Deeper("a")}, seed=0, verbose=0, calibration=x)
     model.fit(x, y, epochs=1, verbose=0, callbacks=[growth])
     (report,) = growth.history

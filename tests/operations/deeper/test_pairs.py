@@ -14,6 +14,7 @@ from tests.operations.test_base import assert_explained
 from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_native,
     assert_same,
@@ -159,7 +160,7 @@ def test_a_teacher_stays_and_a_running_fit_gives_the_data():
     count = len(teacher.layers)
     student = n2n.clone_and_grow(teacher, n2n.DeeperPairs("b"), seed=0)
     assert len(teacher.layers) == count < len(student.layers)
-    teacher.compile("sgd", "mse")
+    teacher.compile("sgd", "mse", **EAGERLY)
     growth = n2n.GrowthScheduler({0: n2n.DeeperPairs("b")}, seed=0, verbose=0)
     x = data_for(teacher, batch=8)
     teacher.fit(x, np.zeros((8, 3)), verbose=0, callbacks=[growth])

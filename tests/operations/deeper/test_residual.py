@@ -14,6 +14,7 @@ from tests.operations.test_base import assert_explained
 from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_native,
     assert_same,
@@ -92,7 +93,7 @@ def assert_learns(model, report, x):
     kernels = list({id(variable): variable for variable in kernels}.values())
     assert kernels
     y = [np.ones_like(out, "float32") for out in outputs(model, x)]
-    model.compile(keras.optimizers.SGD(0.05), loss="mse")
+    model.compile(keras.optimizers.SGD(0.05), loss="mse", **EAGERLY)
     start = [array(variable) for variable in kernels]
     model.train_on_batch(x, y[0])
     moved = [not np.array_equal(array(v), old) for v, old in zip(kernels, start, strict=True)]
@@ -839,7 +840,7 @@ def test_a_student_is_grown_and_the_teacher_left():
 
 def test_blocks_are_inserted_while_the_model_trains():
     model = model_of((3,), dense, dense_block)
-    model.compile(keras.optimizers.Adam(0.01), loss="mse")
+    model.compile(keras.optimizers.Adam(0.01), loss="mse", **EAGERLY)
     x = data_for(model, batch=8)
     y = np.zeros((8, 3), "float32")
     growth = n2n.GrowthScheduler(
@@ -856,7 +857,7 @@ def test_blocks_are_inserted_while_the_model_trains():
 
 def test_a_growth_that_fails_behind_a_block_takes_the_block_back(monkeypatch):
     model = model_of(SEQUENCE, dense, transformer)
-    model.compile("adam", loss="mse")
+    model.compile("adam", loss="mse", **EAGERLY)
     before = state(model)
     with pytest.raises(UnknownLayerError):
         n2n.grow(model, [Deeper("b1_out", form="residual"), n2n.Wider("nothing", 9)], seed=0)

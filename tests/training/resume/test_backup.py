@@ -16,7 +16,7 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.training.resume import backup as resume
 from tests.operations.test_base import assert_explained
-from tests.support.helpers import BACKEND, array, cases
+from tests.support.helpers import EAGERLY, array, cases
 from tests.training.test_callbacks import data
 
 SCHEDULE = {
@@ -27,7 +27,6 @@ SCHEDULE = {
 
 
 # Each growth is traced anew on TensorFlow, for longer than all the epochs take.
-EAGER = BACKEND == "tensorflow"
 
 
 class Stop(Exception):
@@ -65,9 +64,7 @@ def build(optimizer=None) -> keras.Model:
     x = layers.Dense(6, activation="relu", name="fc")(x)
     x = layers.BatchNormalization(name="bn")(x)
     model = keras.Model(inputs, layers.Dense(2, name="out")(x), name="mlp")
-    model.compile(
-        optimizer or keras.optimizers.Adam(0.05), "mse", jit_compile=False, run_eagerly=EAGER
-    )
+    model.compile(optimizer or keras.optimizers.Adam(0.05), "mse", **EAGERLY)
     return model
 
 
@@ -342,7 +339,7 @@ def test_best_weights_of_another_model_are_no_hindrance(tmp_path):
     fit(("batch", 2))
     small = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.BatchNormalization()])
     small.add(layers.Dense(2))
-    small.compile("sgd", "mse", run_eagerly=EAGER)
+    small.compile("sgd", "mse", **EAGERLY)
     small.fit(*data(), verbose=0, callbacks=[stopping])
     assert stopping.best_weights[0].shape == (4, 3)
     model = fit()

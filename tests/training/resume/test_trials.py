@@ -12,8 +12,8 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import LogError
-from keras_net2net.training.resume import backup as resume
 from keras_net2net.training.resume import log as growth_log
+from keras_net2net.training.resume import recorder as resume
 from keras_net2net.training.resume.architecture import architecture
 from keras_net2net.training.resume.log import GrowthLog, LoggedUndoing, Watch
 from tests.operations.test_base import assert_explained
@@ -236,7 +236,7 @@ def test_backups_within_an_epoch_have_its_growths_behind_them(tmp_path, moment):
     assert events(tmp_path) == REVERTED
     assert min(watch.losses) == moment[1]
     assert max(watch.losses) == 7
-    assert growing[0].wait == 1
+    assert growing[0]._watch().wait == 1
     assert left(tmp_path) == ["growth.json"]
 
 

@@ -16,16 +16,15 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
 from keras_net2net.graph.structure import Graph, Tensor
-from keras_net2net.internals.activations import activation_name, describe
-from keras_net2net.operations.deeper.blocks import Block
+from keras_net2net.internals.activations import describe, straight_lines
+from keras_net2net.operations.blocks import Block
+from keras_net2net.operations.data import inputs_of
 from keras_net2net.planning.draft import Draft
-
-Piece = tuple[float, float, Any, Any]  # from, to, slope, value at zero of its line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,8 +43,8 @@ class Moments:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Point:
-    """A place where a normalization is to be inserted.
+class Channels:
+    """The channels of a tensor behind which a normalization is to be inserted.
 
     Args:
         graph: The graph that the tensor belongs to.
@@ -83,14 +82,7 @@ def pooled(parts: Sequence[Moments]) -> Moments:
 # -- with data -----------------------------------------------------------------
 
 
-def inputs_of(data: Any) -> Any:
-    """The inputs among what is given as data: `x`, or `(x, y)` as `fit` takes them."""
-    if isinstance(data, tuple):
-        return keras.utils.unpack_x_y_sample_weight(data)[0]
-    return data
-
-
-def measure(draft: Draft, points: Iterable[Point], data: Any) -> list[Moments]:
+def measure(draft: Draft, points: Iterable[Channels], data: Any) -> list[Moments]:
     """Runs the model on data, and measures the moments at some points of it.
 
     Args:
@@ -122,7 +114,7 @@ def measure(draft: Draft, points: Iterable[Point], data: Any) -> list[Moments]:
 
 
 def _watchers(
-    points: list[Point], found: list[list[Moments]]
+    points: list[Channels], found: list[list[Moments]]
 ) -> list[tuple[Any, Callable[..., None]]]:
     """For each model that has points, what to do when it is called."""
     graphs = {id(point.graph): point.graph for point in points}
@@ -133,7 +125,7 @@ def _watchers(
     ]
 
 
-def _watcher(targets: list[tuple[Point, list[Moments]]]) -> Callable[..., None]:
+def _watcher(targets: list[tuple[Channels, list[Moments]]]) -> Callable[..., None]:
     function: Any = internals.function_of(targets[0][0].graph.model)
     inputs, _ = internals.structures_of(function)
     inside = keras.Model(inputs, [point.tensor.keras_tensor for point, _ in targets], name="inside")
@@ -221,7 +213,7 @@ def after_activation(function: Any, mean: np.ndarray, deviation: np.ndarray) -> 
     """
     if isinstance(function, str):
         function = keras.activations.get(function)
-    pieces = _pieces(function, len(mean))
+    pieces = straight_lines(function, len(mean))
     if pieces is None:
         if describe(function) is None:
             return None
@@ -250,38 +242,6 @@ def _summed(function: Any, mean: np.ndarray, deviation: np.ndarray) -> Moments:
     y = ops.convert_to_numpy(function(ops.convert_to_tensor(x, "float32"))).astype("float64")
     first = weights @ y
     return Moments(first, weights @ np.square(y - first))
-
-
-INF = math.inf
-_NAMED: dict[str, list[Piece]] = {
-    "linear": [(-INF, INF, 1.0, 0.0)],
-    "relu": [(0.0, INF, 1.0, 0.0)],
-    "relu6": [(0.0, 6.0, 1.0, 0.0), (6.0, INF, 0.0, 6.0)],
-    "hard_tanh": [(-INF, -1.0, 0.0, -1.0), (-1.0, 1.0, 1.0, 0.0), (1.0, INF, 0.0, 1.0)],
-    "hard_sigmoid": [(-3.0, 3.0, 1 / 6, 0.5), (3.0, INF, 0.0, 1.0)],
-}
-
-
-def _pieces(function: Any, units: int) -> list[Piece] | None:
-    """The straight lines that an activation is made of, or `None`; elsewhere it is zero."""
-    if isinstance(function, layers.Activation):
-        return _pieces(function.activation, units)
-    if type(function) is layers.ReLU:
-        high = INF if function.max_value is None else float(function.max_value)
-        slope, threshold = float(function.negative_slope), float(function.threshold)
-        middle: list[Piece] = [(-INF, threshold, slope, -slope * threshold)]
-        middle.append((threshold, high, 1.0, 0.0))
-        return middle if high == INF else [*middle, (high, INF, 0.0, high)]
-    if type(function) is layers.LeakyReLU:
-        return [(-INF, 0.0, float(function.negative_slope), 0.0), (0.0, INF, 1.0, 0.0)]
-    if type(function) is layers.PReLU and function.built:
-        alpha = internals.read_variable(function.alpha).astype("float64")
-        if alpha.size != units:  # slopes of every place, not of every channel
-            return None
-        return [(-INF, 0.0, alpha.reshape(-1), 0.0), (0.0, INF, 1.0, 0.0)]
-    if isinstance(function, keras.Layer):
-        return None
-    return _NAMED.get(activation_name(function) or "")
 
 
 def _density(t: np.ndarray) -> np.ndarray:

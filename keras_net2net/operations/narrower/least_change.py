@@ -1,9 +1,9 @@
-"""What units mean to those that read them, on data."""
+"""Units that matter least: by their weights, or to those that read them on data."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,17 +11,87 @@ import numpy as np
 from keras import layers
 
 from keras_net2net import internals
-from keras_net2net.operations.calibration import inputs_of
-from keras_net2net.operations.deeper.blocks import find_block
-from keras_net2net.operations.narrowing import Held, places, without
+from keras_net2net.operations.blocks import find_block
+from keras_net2net.operations.data import inputs_of
+from keras_net2net.operations.narrower.duplicates import Held, units_along, units_first
 from keras_net2net.planning.changes import Addition
 from keras_net2net.planning.draft import Draft
-from keras_net2net.planning.remaps import REMOVED, Remap, remap_of
+from keras_net2net.planning.remaps import REMOVED, Remap, remap_of, removal
 from keras_net2net.widths.expressions import Expression, Width, is_axes, resolve, widths_of
 from keras_net2net.widths.facts import MAKES, READS, Facts
 
 # Layers whose bias is added to a sum over what they read.
 _SUMS = (layers.Dense, layers.EinsumDense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
+
+
+# -- by their weights -----------------------------------------------------------------
+
+
+def without(held: Held, remaps: Mapping[Width, Remap], width: Width) -> np.ndarray:
+    """A weight without the units of other widths that are removed."""
+    value = held.value
+    for at, axis in enumerate(held.axes):
+        others = {other: remap for other, remap in remaps.items() if other is not width}
+        remap = remap_of(axis.expression, others)
+        if remap is not None and width not in widths_of(axis.expression):
+            value = np.take(value, remap.index, axis=at)
+    return value
+
+
+def norms(weights: Sequence[Held], width: Width, remaps: Mapping[Width, Remap]) -> np.ndarray:
+    """How much units matter by their weights: norm in x scale x norm out.
+
+    The norms are Euclidean, over all weights that make or read a unit. The scale is the
+    root mean square of what normalizations with one gamma per unit multiply it by:
+    `|gamma| / sqrt(variance + epsilon)` for batch normalization, `|gamma|` for others.
+
+    Args:
+        weights: All weights of the model.
+        width: The units.
+        remaps: What was removed of other widths before; it doesn't count.
+
+    Returns:
+        A number for each unit.
+    """
+    size = int(width.size or 0)
+    into, out, scales = np.zeros(size), np.zeros(size), []
+    for held in weights:
+        for at, axis in enumerate(held.axes):
+            if width not in widths_of(axis.expression):
+                continue
+            rows = units_first(without(held, remaps, width), at, axis.expression, width)
+            if rows is None:
+                continue
+            squares = np.square(rows, dtype=np.float64)
+            if axis.role == READS:
+                out += squares.sum(axis=1)
+            elif axis.role == MAKES:
+                into += squares.sum(axis=1)
+            elif held.name in ("gamma", "scale"):
+                scales.append(squares.mean(axis=1) / _variance(held, weights, width))
+    scale = np.mean(scales, axis=0) if scales else np.ones(size)
+    parts = [part if part.any() else np.ones(size) for part in (into, out)]
+    return np.asarray(np.sqrt(parts[0] * scale * parts[1]))
+
+
+def _variance(gamma: Held, weights: Sequence[Held], width: Width) -> Any:
+    """The variance that a batch normalization divides by, 1 for other normalizations."""
+    for held in weights:
+        if held.facts is gamma.facts and held.name == "moving_variance":
+            rows = units_first(held.value, 0, held.axes[0].expression, width)
+            return rows.mean(axis=1) + gamma.facts.operation.epsilon
+    return 1.0
+
+
+def largest(scores: np.ndarray, size: int) -> Remap:
+    """The remap that keeps the units with the largest scores; the first of equal ones."""
+    kept = np.sort(np.argsort(-scores, kind="stable")[:size])
+    into = np.full(len(scores), REMOVED)
+    into[kept] = kept
+    return removal(kept, into)
+
+
+# -- by their activations -------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,10 +201,9 @@ class Activations:
         for reader in self._readers:
             if width not in widths_of(reader.expression):
                 continue
-            found = places(reader.expression, width)
-            if found is None:
+            units = units_along(reader.expression, width)
+            if units is None:
                 continue
-            units = found[0]
             here = units >= 0
             np.add.at(total, units[here], reader.cost(remaps, width)[here])
             shown = True

@@ -13,18 +13,15 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_net2net import internals
 from keras_net2net.graph.structure import Call, Graph, Tensor
-from keras_net2net.internals.activations import Activation, activation_name, describe
-
-ACTIVATION_LAYERS = (
-    layers.Activation,
-    layers.ReLU,
-    layers.LeakyReLU,
-    layers.PReLU,
-    layers.ELU,
-    layers.Softmax,
+from keras_net2net.internals.activations import (
+    ACTIVATION_LAYERS,
+    Activation,
+    activation_name,
+    describe,
+    function_of,
 )
+from keras_net2net.operations.families import channel_axis
 
 
 @dataclasses.dataclass(eq=False)
@@ -52,7 +49,7 @@ class Block:
         """The activation as a function or layer, also where the graph calls `keras.ops`."""
         if self.inline or self.activation is None or isinstance(self.activation, keras.Layer):
             return self.activation
-        return _function_of(self.activation)
+        return function_of(self.activation)
 
     @property
     def normalization_name(self) -> str:
@@ -99,25 +96,24 @@ def _normalizes_channels(following: Call, call: Call) -> bool:
     ) and following.operation.axis % len(made.shape) == channel_axis(call.operation, made)
 
 
-def channel_axis(layer: Any, tensor: Tensor) -> int:
-    """The axis of the units that a layer makes."""
-    first = getattr(layer, "data_format", None) == "channels_first"
-    return 1 if first else len(tensor.shape) - 1
-
-
 def _is_activation(call: Call) -> bool:
     if isinstance(call.operation, ACTIVATION_LAYERS):
         return True
-    return len(call.inputs) == 1 and _function_of(call.operation) is not None
+    return len(call.inputs) == 1 and function_of(call.operation) is not None
 
 
-def _function_of(operation: Any) -> Any | None:
-    """The `keras.ops` activation function that an operation is a call of, or `None`."""
-    if not internals.is_keras_operation(operation):
-        return None
-    squashed = type(operation).__name__.lower()
-    for name in dir(keras.activations):
-        function = getattr(keras.activations, name)
-        if name.replace("_", "") == squashed and activation_name(function) is not None:
-            return function
-    return None
+def between(graph: Graph, start: Tensor, end: Tensor) -> list[Call]:
+    """The calls on the ways from one tensor to another, in the order in which they run."""
+    behind = {id(start)}
+    following = []
+    for call in graph.calls:
+        if any(id(x) in behind for x in call.inputs):
+            behind.update(id(x) for x in call.outputs)
+            following.append(call)
+    needed = {id(end)}
+    found = []
+    for call in reversed(following):
+        if any(id(x) in needed for x in call.outputs) and all(x is not start for x in call.outputs):
+            needed.update(id(x) for x in call.inputs)
+            found.append(call)
+    return found[::-1] if id(end) in behind and start is not end else []

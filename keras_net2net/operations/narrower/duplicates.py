@@ -1,4 +1,4 @@
-"""Which units can go: copies of each other, and those that matter least.
+"""Which units can go without a trace: copies of others, and those that only fill.
 
 Two units are copies if swapping them changes nothing: what makes and follows them is
 the same, up to how the weights that read other copies share them. So copies are found
@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.planning.remaps import REMOVED, Remap, generator, remap_of, removal
+from keras_net2net.planning.remaps import REMOVED, Remap, generator, removal
 from keras_net2net.widths.expressions import (
     Concat,
     Expression,
@@ -66,78 +66,69 @@ def weights_of(inference: Inferred) -> list[Held]:
     return found
 
 
-# -- the places of units along an axis ----------------------------------------------
+# -- where units stand along an axis -------------------------------------------------
 
 
-def places(expression: Expression, width: Width) -> tuple[np.ndarray, np.ndarray] | None:
-    """For each position along an axis: which unit of a width it holds, and what else tells it.
+def units_along(expression: Expression, width: Width) -> np.ndarray | None:
+    """For each position along an axis: which unit of a width it holds, -1 for none.
 
     Returns:
-        The units, -1 for positions of others, and numbers for all the rest that tells
-        positions apart. `None` where the width is multiplied with itself.
+        The units. `None` where the width is multiplied with itself.
     """
     expression = resolve(expression)
-    if isinstance(expression, Width) and expression is width:
-        size = int(width.size or 0)
-        return np.arange(size), np.zeros(size, int)
+    if expression is width:
+        return np.arange(int(width.size or 0))
     if isinstance(expression, Concat):
-        units, rest, count = [], [], 0
-        for part in expression.parts:
-            found = places(part, width)
-            if found is None:
-                return None
-            units.append(found[0])
-            rest.append(found[1] + count)
-            count += int(found[1].max(initial=-1)) + 1
-        return np.concatenate(units), np.concatenate(rest)
+        parts = [units_along(part, width) for part in expression.parts]
+        found = [part for part in parts if part is not None]
+        return np.concatenate(found) if len(found) == len(parts) else None
     if isinstance(expression, Product):
-        unit, other = np.full(1, -1), np.zeros(1, int)
+        units = np.full(1, -1)
         for factor in expression.factors:
-            found = places(factor, width)
-            if found is None or (found[0].max() >= 0 and unit.max() >= 0):
+            more = units_along(factor, width)
+            if more is None or (more.max() >= 0 and units.max() >= 0):
                 return None
-            unit = np.maximum.outer(unit, found[0]).ravel()
-            other = np.add.outer(other * (int(found[1].max()) + 1), found[1]).ravel()
-        return unit, other
-    size = int(expression.size or 0)
-    return np.full(size, -1), np.arange(size)
+            units = np.maximum.outer(units, more).ravel()
+        return units
+    return np.full(int(expression.size or 0), -1)
 
 
-def units_first(value: np.ndarray, axis: int, expression: Expression, width: Width) -> Any:
-    """A weight as one row for each unit of a width, or `None` where it can't be."""
-    found = places(expression, width)
-    if found is None:
-        return None
-    units, rest = found
-    here = np.flatnonzero(units >= 0)
-    order = here[np.lexsort((rest[here], units[here]))]
-    return np.take(value, order, axis=axis).swapaxes(0, axis).reshape(int(width.size or 0), -1)
-
-
-def _labels(expression: Expression, classes: Mapping[Width, np.ndarray]) -> np.ndarray:
-    """The class of each position along an axis."""
+def labels_along(expression: Expression, classes: Mapping[Width, np.ndarray]) -> np.ndarray:
+    """The class of each position along an axis: all that tells it apart from others."""
     expression = resolve(expression)
     if isinstance(expression, Width) and expression in classes:
         return classes[expression]
     if isinstance(expression, Concat):
         labels, count = [], 0
         for part in expression.parts:
-            labels.append(_labels(part, classes) + count)
-            count = int(labels[-1].max()) + 1
+            labels.append(labels_along(part, classes) + count)
+            count = int(labels[-1].max(initial=count - 1)) + 1
         return np.concatenate(labels)
     if isinstance(expression, Product):
         whole = np.zeros(1, int)
         for factor in expression.factors:
-            found = _labels(factor, classes)
+            found = labels_along(factor, classes)
             whole = np.add.outer(whole * (int(found.max()) + 1), found).ravel()
         return whole
     return np.arange(int(expression.size or 0))
 
 
-# -- copies ----------------------------------------------------------------------------
+def units_first(value: np.ndarray, axis: int, expression: Expression, width: Width) -> Any:
+    """A weight as one row for each unit of a width, or `None` where it can't be."""
+    units = units_along(expression, width)
+    if units is None:
+        return None
+    size = int(width.size or 0)
+    rest = labels_along(expression, {width: np.zeros(size, int)})
+    here = np.flatnonzero(units >= 0)
+    order = here[np.lexsort((rest[here], units[here]))]
+    return np.take(value, order, axis=axis).swapaxes(0, axis).reshape(size, -1)
 
 
-def copies(weights: Sequence[Held]) -> dict[Width, np.ndarray]:
+# -- duplicates ------------------------------------------------------------------------
+
+
+def duplicates(weights: Sequence[Held]) -> dict[Width, np.ndarray]:
     """Finds the units that compute the same.
 
     Args:
@@ -153,7 +144,7 @@ def copies(weights: Sequence[Held]) -> dict[Width, np.ndarray]:
         for axis in held.axes:
             for width in widths_of(axis.expression):
                 classes.setdefault(width, np.zeros(int(width.size or 0), int))
-                if axis.role != READS and places(axis.expression, width) is not None:
+                if axis.role != READS and units_along(axis.expression, width) is not None:
                     told.add(width)
     for width in classes:
         # What can't change may hold more than its weights say.
@@ -183,7 +174,7 @@ def _collapsed(held: Held, classes: Mapping[Width, np.ndarray]) -> np.ndarray:
     for at, axis in enumerate(held.axes):
         if axis.role != READS:
             continue
-        labels = _labels(axis.expression, classes)
+        labels = labels_along(axis.expression, classes)
         order = np.argsort(labels, kind="stable")
         starts = np.flatnonzero(np.r_[True, np.diff(labels[order]) > 0])
         if len(starts) < len(labels):
@@ -214,7 +205,7 @@ def _numbered(labels: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Copies:
+class Removable:
     """The units of a width that can go without a trace.
 
     Args:
@@ -296,9 +287,9 @@ def _taken_over(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 def removable(
     inference: Inferred, weights: Sequence[Held], widths: Iterable[Width]
-) -> dict[Width, Copies]:
+) -> dict[Width, Removable]:
     """What can be removed of widths without a trace."""
-    classes = copies(weights)
+    classes = duplicates(weights)
     found = {}
     for width in widths:
         labels = classes.get(width, np.arange(int(width.size or 0)))
@@ -307,7 +298,7 @@ def removable(
         if norms and all(resolve(norm.expression) is width for norm in norms):
             fills = _fills(weights, classes, width, norms)
         whole = not all(norm.copies for norm in norms)
-        found[width] = Copies(labels, fills, bool(norms), whole)
+        found[width] = Removable(labels, fills, bool(norms), whole)
     return found
 
 
@@ -372,70 +363,3 @@ def unequal(inference: Inferred, remaps: Mapping[Width, Remap]) -> dict[Width, s
                     "whole part"
                 )
     return problems
-
-
-# -- units that matter least ---------------------------------------------------------------
-
-
-def without(held: Held, remaps: Mapping[Width, Remap], width: Width) -> np.ndarray:
-    """A weight without the units of other widths that are removed."""
-    value = held.value
-    for at, axis in enumerate(held.axes):
-        others = {other: remap for other, remap in remaps.items() if other is not width}
-        remap = remap_of(axis.expression, others)
-        if remap is not None and width not in widths_of(axis.expression):
-            value = np.take(value, remap.index, axis=at)
-    return value
-
-
-def norms(weights: Sequence[Held], width: Width, remaps: Mapping[Width, Remap]) -> np.ndarray:
-    """How much units matter by their weights: norm in x scale x norm out.
-
-    The norms are Euclidean, over all weights that make or read a unit. The scale is the
-    root mean square of what normalizations with one gamma per unit multiply it by:
-    `|gamma| / sqrt(variance + epsilon)` for batch normalization, `|gamma|` for others.
-
-    Args:
-        weights: All weights of the model.
-        width: The units.
-        remaps: What was removed of other widths before; it doesn't count.
-
-    Returns:
-        A number for each unit.
-    """
-    size = int(width.size or 0)
-    into, out, scales = np.zeros(size), np.zeros(size), []
-    for held in weights:
-        for at, axis in enumerate(held.axes):
-            if width not in widths_of(axis.expression):
-                continue
-            rows = units_first(without(held, remaps, width), at, axis.expression, width)
-            if rows is None:
-                continue
-            squares = np.square(rows, dtype=np.float64)
-            if axis.role == READS:
-                out += squares.sum(axis=1)
-            elif axis.role == "makes":
-                into += squares.sum(axis=1)
-            elif held.name in ("gamma", "scale"):
-                scales.append(squares.mean(axis=1) / _variance(held, weights, width))
-    scale = np.mean(scales, axis=0) if scales else np.ones(size)
-    parts = [part if part.any() else np.ones(size) for part in (into, out)]
-    return np.asarray(np.sqrt(parts[0] * scale * parts[1]))
-
-
-def _variance(gamma: Held, weights: Sequence[Held], width: Width) -> Any:
-    """The variance that a batch normalization divides by, 1 for other normalizations."""
-    for held in weights:
-        if held.facts is gamma.facts and held.name == "moving_variance":
-            rows = units_first(held.value, 0, held.axes[0].expression, width)
-            return rows.mean(axis=1) + gamma.facts.operation.epsilon
-    return 1.0
-
-
-def largest(scores: np.ndarray, size: int) -> Remap:
-    """The remap that keeps the units with the largest scores; the first of equal ones."""
-    kept = np.sort(np.argsort(-scores, kind="stable")[:size])
-    into = np.full(len(scores), REMOVED)
-    into[kept] = kept
-    return removal(kept, into)

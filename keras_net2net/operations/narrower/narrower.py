@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import keras
 
 from keras_net2net.errors import GrowthError, SizeError, check_choice
-from keras_net2net.operations.base import Match, label
-from keras_net2net.operations.least_change import Activations
-from keras_net2net.operations.narrowing import (
-    Copies,
+from keras_net2net.operations.narrower.duplicates import (
     Held,
-    largest,
-    norms,
+    Removable,
     removable,
     unequal,
     weights_of,
 )
-from keras_net2net.operations.resizing import Request, Resizing
+from keras_net2net.operations.narrower.least_change import Activations, largest, norms
+from keras_net2net.operations.resizing import Asked, Request, Resizing
 from keras_net2net.planning.changes import Addition
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import Skipped, Step
@@ -99,10 +96,14 @@ class Narrower(Resizing):
     round_to: int = 1
     keep: str = "duplicates"
 
+    _grows: ClassVar[bool] = False
     _do: ClassVar[str] = "narrow"
     _done: ClassVar[str] = "narrowed"
     _change: ClassVar[str] = "shrink"
+    _only: ClassVar[str] = "only removes units"
+    _beyond: ClassVar[str] = "fewer than {} units, or use `Wider`"
     _lists: ClassVar[str] = "Narrower(factor=0.5, keep='norm')"
+    _sizes_for: ClassVar[Callable[..., Any]] = staticmethod(smaller_sizes_for)
 
     def _check(self) -> None:
         check_choice("keep", self.keep, KEEP, "duplicates")
@@ -135,93 +136,63 @@ class Narrower(Resizing):
     def draft(self, draft: Draft) -> list[Step]:
         """Narrows the layers of a draft."""
         weights = weights_of(draft.inference)
-        skipped: list[Skipped] = []
         notes: tuple[str, ...] = ()
         additions: dict[str, tuple[Addition, ...]] = {}
         if self.exact:
-            remaps, asked = self._without_duplicates(draft, weights, skipped)
+            asked, remaps = self._without_duplicates(draft, weights)
         else:
-            sizes, asked = self._asked(draft, skipped, self._sizes)
-            remaps, additions, notes = self._with_least_change(draft, weights, sizes)
+            asked = self._asked(draft)
+            remaps, additions, notes = self._with_least_change(draft, weights, asked.sizes)
         if not remaps:
-            self._nothing(draft, skipped)
-            return [Step(self, skipped=tuple(skipped), exact=self.exact)]
-        names = {width: [match.facts.path for match in asked[width]] for width in remaps}
-        widths, layers = draft.remap(remaps, names, additions=additions)
+            return self._nothing(draft, asked.skipped)
+        widths, layers = draft.remap(remaps, asked.paths, additions=additions)
         return [
             Step(
                 self,
                 widths=widths,
                 layers=layers,
-                skipped=tuple(skipped),
+                skipped=tuple(asked.skipped),
                 notes=notes,
                 exact=self.exact,
             )
         ]
 
-    # -- sizes ---------------------------------------------------------------------
-
-    def _check_direction(self, request: Request, now: int) -> None:
-        if request.units is not None and request.units > now:
-            raise SizeError(
-                f"Layer {label(request.facts)} can't be narrowed to {request.units} units",
-                f"it has {now}, and narrowing only removes units",
-                f"Pass fewer than {now} units, or use `Wider`",
-            )
-
-    def _sizes(self, request: Request) -> dict[Width, int]:
-        expression, units = request.expression, request.units
-        if units is None:
-            sizes = {}
-            for width in growable(expression):
-                now = int(width.size or 0)
-                nearest = math.floor(now * float(request.factor or 1) + 0.5)
-                sizes[width] = self._rounded(max(1, min(now - 1, nearest)))
-            return {width: size for width, size in sizes.items() if size < int(width.size or 0)}
-        found, possible = smaller_sizes_for(expression, units)
-        if found is None:
-            near = " or ".join(map(str, possible)) or "another number of"
-            raise SizeError(
-                f"Layer {label(request.facts)} can't be narrowed to {units} units",
-                (
-                    f"its units are made of {expression!r}, of which "
-                    f"{', '.join(repr(width) for width in growable(expression))} can shrink"
-                ),
-                f"Pass {near} units",
-            )
-        return found
+    def _scaled(self, now: int, factor: float) -> int:
+        return max(1, min(now - 1, math.floor(now * factor + 0.5)))
 
     # -- duplicates ----------------------------------------------------------------
 
     def _without_duplicates(
-        self, draft: Draft, weights: list[Held], skipped: list[Skipped]
-    ) -> tuple[dict[Width, Remap], dict[Width, list[Match]]]:
+        self, draft: Draft, weights: list[Held]
+    ) -> tuple[Asked, dict[Width, Remap]]:
         free = [width for width in draft.owners() if width.obstacle is None]
         found = removable(draft.inference, weights, free)
         sized = self.units is not None or self.factor is not None or isinstance(self.layers, dict)
 
-        def sizes_of(request: Request) -> dict[Width, int]:
-            if sized:
-                return self._sizes(request)
+        def all_that_go(request: Request) -> dict[Width, int]:
             return {width: found[width].sizes()[0] for width in growable(request.expression)}
 
-        sizes, asked = self._asked(draft, skipped, sizes_of)
+        asked = self._asked(draft, None if sized else all_that_go)
         remaps: dict[Width, Remap] = {}
-        for width, size in sizes.items():
-            possible = found[width].sizes()
+        for width, size in list(asked.sizes.items()):
             if size == width.size:
-                reason = "has no duplicates"
-                skipped += [Skipped(match.facts.path, reason) for match in asked[width]]
-            elif size in possible:
+                asked.skip(width, "has no duplicates")
+            elif size in found[width].sizes():
                 remaps[width] = found[width].remap(size)
             else:
-                self._leave(width, self._too_few(width, found[width]), size, asked, skipped)
+                self._leave(asked, width, self._too_few(width, found[width]))
         while problems := unequal(draft.inference, remaps):
             for width, problem in problems.items():
-                self._leave(width, problem, remaps.pop(width).size, asked, skipped)
-        return remaps, asked
+                del remaps[width]
+                self._leave(asked, width, problem)
+        return asked, remaps
 
-    def _too_few(self, width: Width, found: Copies) -> str:
+    def _leave(self, asked: Asked, width: Width, why: str) -> None:
+        problem = f"Layer {{}} can't be narrowed to {asked.sizes[width]} units exactly"
+        instead = "Pass another size, or `keep='norm'`, which changes the function least"
+        asked.leave(width, why, problem, instead, SizeError)
+
+    def _too_few(self, width: Width, found: Removable) -> str:
         possible = found.sizes()
         count = len(found.labels) - possible[0]
         if not count:
@@ -234,28 +205,10 @@ class Narrower(Resizing):
             )
         return f"only {count} of its {width.size} units are duplicates"
 
-    def _leave(
-        self,
-        width: Width,
-        problem: str,
-        size: int,
-        asked: Mapping[Width, list[Match]],
-        skipped: list[Skipped],
-    ) -> None:
-        """Skips a width; an error if one of its layers was named outright."""
-        named = next((match for match in asked[width] if match.named), None)
-        if named is not None:
-            raise SizeError(
-                f"Layer {label(named.facts)} can't be narrowed to {size} units exactly",
-                problem,
-                "Pass another size, or `keep='norm'`, which changes the function least",
-            )
-        skipped += [Skipped(match.facts.path, problem) for match in asked[width]]
-
-    def _nothing(self, draft: Draft, skipped: list[Skipped]) -> None:
-        if skipped and self.exact and any("no duplicates" in skip.reason for skip in skipped):
-            return
-        super()._nothing(draft, skipped)
+    def _nothing(self, draft: Draft, skipped: list[Skipped]) -> list[Step]:
+        if self.exact and any("no duplicates" in skip.reason for skip in skipped):
+            return [Step(self, skipped=tuple(skipped), exact=True)]
+        return super()._nothing(draft, skipped)
 
     # -- least change ----------------------------------------------------------------
 

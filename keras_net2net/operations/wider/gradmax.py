@@ -30,8 +30,8 @@ from keras_net2net import internals
 from keras_net2net.errors import GrowthError
 from keras_net2net.graph.structure import Call
 from keras_net2net.internals.gradients import gradients
-from keras_net2net.operations.calibration import inputs_of, targets_of
-from keras_net2net.operations.deeper.blocks import Block, find_block
+from keras_net2net.operations.blocks import Block, find_block
+from keras_net2net.operations.data import inputs_of, targets_of
 from keras_net2net.planning.changes import Addition
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.remaps import Remap, generator, remap_of
@@ -42,7 +42,7 @@ _FAMILIES = (layers.Dense, layers.Conv2D)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Site:
+class HiddenUnits:
     """Where units are added: the layer that makes them, and those that read them."""
 
     maker: Facts
@@ -50,7 +50,7 @@ class Site:
     readers: tuple[Facts, ...]
 
 
-def find_site(draft: Draft, width: Width) -> Site | str:
+def find_hidden_units(draft: Draft, width: Width) -> HiddenUnits | str:
     """Where the units of a width lie, or why they can't be chosen by gradient."""
     owners = draft.owners()[width]
     found = [facts for facts in draft.inference.facts.values() if facts.path in owners]
@@ -75,7 +75,7 @@ def find_site(draft: Draft, width: Width) -> Site | str:
         readers.append(draft.inference.facts[id(consumer.operation)])
     if any(x is block.end for x in graph.flat_outputs) or not readers:
         return "nothing in the same graph reads its units"
-    return Site(maker, block, tuple(readers))
+    return HiddenUnits(maker, block, tuple(readers))
 
 
 def _is_of_family(layer: Any) -> bool:
@@ -99,55 +99,44 @@ class GradMax:
 
     Args:
         draft: The draft; its model runs forwards and backwards once.
-        sites: Where units are added.
+        hidden: Where units are added.
     """
 
-    def __init__(self, draft: Draft, sites: Mapping[Width, Site]) -> None:
+    def __init__(self, draft: Draft, hidden: Mapping[Width, HiddenUnits]) -> None:
         self._draft = draft
-        self._sites = sites
-        model, x, y = draft.model, inputs_of(draft.calibration), targets_of(draft.calibration)
-        if y is None:
+        self._hidden = hidden
+        data = (inputs_of(draft.calibration), targets_of(draft.calibration))
+        problem = "New units can't be chosen by gradient"
+        if data[1] is None:
             raise GrowthError(
-                "New units can't be chosen by gradient",
-                "that needs data with targets",
-                "Pass `grow(..., calibration=(x, y))`",
+                problem, "that needs data with targets", "Pass `grow(..., calibration=(x, y))`"
             )
-        trained = draft.loss_of
-        if not getattr(trained, "compiled", False):
+        if not getattr(draft.loss_of, "compiled", False):
             raise GrowthError(
-                "New units can't be chosen by gradient",
-                f"the model {model.name!r} isn't compiled, and so has no loss",
+                problem,
+                f"the model {draft.model.name!r} isn't compiled, and so has no loss",
                 "Compile the model first",
             )
-        x, y = (keras.tree.map_structure(keras.ops.convert_to_tensor, data) for data in (x, y))
-        readers = {id(facts): facts for site in sites.values() for facts in site.readers}
-        seen = [*(site.maker.operation for site in sites.values())]
+        x, y = (keras.tree.map_structure(keras.ops.convert_to_tensor, one) for one in data)
+        readers = [facts.operation for units in hidden.values() for facts in units.readers]
+        readers = list({id(layer): layer for layer in readers}.values())
+        makers = [units.maker.operation for units in hidden.values()]
         shapes: dict[int, tuple[int, ...]] = {}
 
         def note(layer: Any, z: Any) -> Any:
             shapes[id(layer)] = tuple(z.shape)
             return z
 
-        operations = [facts.operation for facts in readers.values()]
         with (
-            internals.recorded_inputs(seen) as record,
-            _before_activation(operations, note),
+            internals.recorded_inputs(makers) as record,
+            _before_activation(readers, note),
             keras.StatelessScope(),
         ):
-            model(x, training=True)
-        # Outside of the scope, since a loss makes variables at its first call.
-        trained.compute_loss(x=x, y=y, y_pred=model(x, training=False))
-
-        def loss(probes: list[Any]) -> Any:
-            added = dict(zip(map(id, operations), probes, strict=True))
-            with _before_activation(operations, lambda layer, z: z + added[id(layer)]):
-                made = model(x, training=True)
-                return trained.compute_loss(x=x, y=y, y_pred=made, training=True)
-
-        zeros = [np.zeros(shapes[id(layer)], "float32") for layer in operations]
-        slopes = gradients(loss, zeros)
-        self._slopes = {id(one): g.astype(float) for one, g in zip(operations, slopes, strict=True)}
+            draft.model(x, training=True)
         self._inputs = {key: values[0].astype(float) for key, values in record.items()}
+        zeros = [np.zeros(shapes[id(layer)], "float32") for layer in readers]
+        slopes = _slopes(draft, x, y, readers, zeros)
+        self._slopes = {id(one): g.astype(float) for one, g in zip(readers, slopes, strict=True)}
 
     def choose(
         self, remaps: Mapping[Width, Remap]
@@ -162,63 +151,85 @@ class GradMax:
         """
         added: dict[str, list[Addition]] = {}
         notes: list[str] = []
-        for width, site in self._sites.items():
-            for path, addition in self._chosen(width, site, remaps, notes):
+        for width, units in self._hidden.items():
+            for path, addition in self._chosen(width, units, remaps, notes):
                 added.setdefault(path, []).append(addition)
         return {path: tuple(all_of_it) for path, all_of_it in added.items()}, notes
 
     def _chosen(
-        self, width: Width, site: Site, remaps: Mapping[Width, Remap], notes: list[str]
+        self, width: Width, units: HiddenUnits, remaps: Mapping[Width, Remap], notes: list[str]
     ) -> Iterator[tuple[str, Addition]]:
-        remap = remaps[width]
-        count = int(remap.new.sum())
-        h = patches(self._inputs[id(site.maker.operation)], site.maker.operation)
-        normalization = site.block.normalization
-        if normalization is not None:
+        h = self._read(units.maker)
+        if units.block.normalization is not None:
             h = h - h.mean(axis=tuple(range(h.ndim - 1)))
-        parts = [
-            correlation(h, self._slopes[id(facts.operation)], facts.operation)
-            for facts in site.readers
-        ]
-        whole = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
-        left, values, right = np.linalg.svd(whole, full_matrices=False)
+        left, values, right = np.linalg.svd(self._gradient(h, units), full_matrices=False)
         rank = int(np.sum(values > 1e-10 * max(values[0], 1e-30)))
+        count = int(remaps[width].new.sum())
         if count > rank:
             notes.append(
                 f"{width!r}: the gradient has {rank} directions, the other {count - rank} new "
                 "units are random"
             )
-        at = np.flatnonzero(remap.new)
-        value, slope = _at_zero(site.block.function)
-        if normalization is None and value == 0.0 and slope != 0.0:
+        value, slope = _at_zero(units.block.function)
+        if units.block.normalization is None and value == 0.0 and slope != 0.0:
             notes.append(f"{width!r}: new units read nothing at first, and are read along G")
-            chosen = self._directions(right[:rank], count, width)
-            start = 0
-            old = [_kernel(facts)[1].swapaxes(0, -2) for facts in site.readers]
-            flat = [kernel.reshape(len(kernel), -1) for kernel in old]
-            chosen *= np.linalg.norm(np.concatenate(flat, axis=1), axis=1).mean()
-            for facts, kernel in zip(site.readers, old, strict=True):
-                size = kernel[0].size
-                part = chosen[:, start : start + size]
-                start += size
-                # As a slice of a kernel with the axis of the units taken out.
-                shape = [n for i, n in enumerate(_kernel(facts)[1].shape) if i != kernel.ndim - 2]
-                yield self._addition(facts, -2, at, part.reshape(count, *shape), remaps)
-            return
-        notes.append(f"{width!r}: new units read along G, and aren't read at first")
-        directions = self._directions(left.T[:rank], count, width)
-        kernel = _kernel(site.maker)[1]
+            directions = self._directions(right[:rank], count, width)
+            yield from self._outgoing(width, units, directions, remaps)
+        else:
+            notes.append(f"{width!r}: new units read along G, and aren't read at first")
+            directions = self._directions(left.T[:rank], count, width)
+            yield from self._incoming(width, units, h, directions, remaps)
+
+    def _read(self, maker: Facts) -> np.ndarray:
+        """What each output of a layer reads."""
+        return patches(self._inputs[id(maker.operation)], maker.operation)
+
+    def _gradient(self, h: np.ndarray, units: HiddenUnits) -> np.ndarray:
+        """The gradient of all weights with which readers would read a tensor, as a matrix."""
+        layers_reading = [facts.operation for facts in units.readers]
+        parts = [correlation(h, self._slopes[id(layer)], layer) for layer in layers_reading]
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+    def _outgoing(
+        self,
+        width: Width,
+        units: HiddenUnits,
+        directions: np.ndarray,
+        remaps: Mapping[Width, Remap],
+    ) -> Iterator[tuple[str, Addition]]:
+        """New units that are read along directions."""
+        kernels = [_kernel(facts) for facts in units.readers]
+        rows = [kernel.swapaxes(0, -2).reshape(kernel.shape[-2], -1) for kernel in kernels]
+        directions *= np.linalg.norm(np.concatenate(rows, axis=1), axis=1).mean()
+        ends = np.cumsum([row.shape[1] for row in rows])
+        parts = np.split(directions, ends[:-1], axis=1)
+        for facts, kernel, part in zip(units.readers, kernels, parts, strict=True):
+            # As a slice of a kernel with the axis of the units taken out.
+            shape = (*kernel.shape[:-2], kernel.shape[-1])
+            yield self._addition(facts, -2, width, part.reshape(-1, *shape), remaps)
+
+    def _incoming(
+        self,
+        width: Width,
+        units: HiddenUnits,
+        h: np.ndarray,
+        directions: np.ndarray,
+        remaps: Mapping[Width, Remap],
+    ) -> Iterator[tuple[str, Addition]]:
+        """New units that read along directions, in front of a normalization as it sees them."""
+        kernel = _kernel(units.maker)
         scale = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), axis=0).mean()
-        made = h @ (scale * directions.T)
-        signs, variances = self._signs(made, site, remap)
+        remap = remaps[width]
+        signs, variances = self._signs(h @ (scale * directions.T), units, remap)
         incoming = scale * directions * signs[:, None]
-        yield self._addition(
-            site.maker, -1, at, incoming.reshape(count, *kernel.shape[:-1]), remaps
-        )
+        values = incoming.reshape(-1, *kernel.shape[:-1])
+        yield self._addition(units.maker, -1, width, values, remaps)
+        normalization = units.block.normalization
         if normalization is not None:
             facts = self._draft.inference.facts[id(normalization)]
-            mean = patches(self._inputs[id(site.maker.operation)], site.maker.operation)
-            mean = (mean @ incoming.T).mean(axis=tuple(range(mean.ndim - 1)))
+            mean = self._read(units.maker) @ incoming.T
+            mean = mean.mean(axis=tuple(range(mean.ndim - 1)))
+            at = np.flatnonzero(remap.new)
             for name, target in (("moving_mean", mean), ("moving_variance", variances)):
                 old = internals.read_variable(getattr(normalization, name))[remap.index[at]]
                 yield f"{facts.path}/{name}", Addition(0, at, (target - old).astype("float32"))
@@ -236,36 +247,34 @@ class GradMax:
         largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, None], axis=1)
         return np.asarray(directions * np.where(largest < 0, -1.0, 1.0))
 
-    def _signs(self, made: np.ndarray, site: Site, remap: Remap) -> tuple[np.ndarray, np.ndarray]:
+    def _signs(
+        self, made: np.ndarray, units: HiddenUnits, remap: Remap
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The sign of each new unit with the larger gradient of what reads it; its variance."""
         over = tuple(range(made.ndim - 1))
         mean, variance = made.mean(axis=over), made.var(axis=over)
         sizes = []
         for sign in (1.0, -1.0):
             value = sign * made
-            layer = site.block.normalization
+            layer = units.block.normalization
             if layer is not None:
                 value = (value - sign * mean) / np.sqrt(variance + layer.epsilon)
                 index = remap.index[remap.new]
                 for name, join in (("gamma", np.multiply), ("beta", np.add)):
                     if getattr(layer, name, None) is not None:
                         value = join(value, internals.read_variable(getattr(layer, name))[index])
-            function = site.block.function
+            function = units.block.function
             if function is not None:
                 given = keras.ops.convert_to_tensor(value, "float32")
                 value = np.asarray(keras.ops.convert_to_numpy(function(given)))
-            squares = 0.0
-            for facts in site.readers:
-                part = correlation(value, self._slopes[id(facts.operation)], facts.operation)
-                squares = squares + np.square(part.reshape(len(part), -1)).sum(axis=1)
-            sizes.append(squares)
+            sizes.append(np.square(self._gradient(value, units)).sum(axis=1))
         return np.where(sizes[0] >= sizes[1], 1.0, -1.0), variance
 
     def _addition(
         self,
         facts: Facts,
         axis: int,
-        at: np.ndarray,
+        width: Width,
         values: np.ndarray,
         remaps: Mapping[Width, Remap],
     ) -> tuple[str, Addition]:
@@ -273,19 +282,37 @@ class GradMax:
         axes = list(facts.weights["kernel"])
         axis %= len(axes)
         del axes[axis]
-        for i, other in enumerate(axes):
+        for i, other in enumerate(axes, start=1):
             remap = remap_of(other.expression, remaps)
             if remap is None:
                 continue
-            wide = np.zeros((*values.shape[: i + 1], remap.size, *values.shape[i + 2 :]))
-            np.moveaxis(wide, i + 1, 0)[~remap.new] = np.moveaxis(values, i + 1, 0)
+            wide = np.zeros((*values.shape[:i], remap.size, *values.shape[i + 1 :]))
+            np.moveaxis(wide, i, 0)[~remap.new] = np.moveaxis(values, i, 0)
             values = wide
+        at = np.flatnonzero(remaps[width].new)
         return f"{facts.path}/kernel", Addition(axis, at, values.astype("float32"))
 
 
-def _kernel(facts: Facts) -> tuple[str, np.ndarray]:
+def _kernel(facts: Facts) -> np.ndarray:
     variable = internals.named_variables(facts.operation)["kernel"]
-    return f"{facts.path}/kernel", internals.read_variable(variable).astype(float)
+    return internals.read_variable(variable).astype(float)
+
+
+def _slopes(
+    draft: Draft, x: Any, y: Any, readers: Sequence[Any], zeros: list[np.ndarray]
+) -> list[np.ndarray]:
+    """The gradients of the loss with respect to what layers sum up."""
+    model, trained = draft.model, draft.loss_of
+    # Before gradients are recorded, since a loss makes variables at its first call.
+    trained.compute_loss(x=x, y=y, y_pred=model(x, training=False))
+
+    def loss(probes: list[Any]) -> Any:
+        added = dict(zip(map(id, readers), probes, strict=True))
+        with _before_activation(readers, lambda layer, z: z + added[id(layer)]):
+            made = model(x, training=True)
+            return trained.compute_loss(x=x, y=y, y_pred=made, training=True)
+
+    return gradients(loss, zeros)
 
 
 @contextlib.contextmanager

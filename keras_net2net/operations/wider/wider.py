@@ -9,16 +9,14 @@ from typing import Any
 import keras
 
 from keras_net2net.errors import GrowthError, SizeError, check_choice, real_number
-from keras_net2net.operations.base import Match, label
-from keras_net2net.operations.gradmax import GradMax, Site, find_site
-from keras_net2net.operations.resizing import Request, Resizing
+from keras_net2net.operations.resizing import Asked, Resizing
+from keras_net2net.operations.wider.gradmax import GradMax, HiddenUnits, find_hidden_units
 from keras_net2net.planning.changes import Addition, NewUnits
 from keras_net2net.planning.draft import Draft
-from keras_net2net.planning.plan import Skipped, Step
+from keras_net2net.planning.plan import Step
 from keras_net2net.planning.remaps import draw
 from keras_net2net.widths.expressions import Width
 from keras_net2net.widths.fills import fills_for
-from keras_net2net.widths.sizes import growable, sizes_for
 
 NEW_UNITS = ("replicate", "fresh", "random", "gradmax")
 SHARES = ("random", "even")
@@ -111,9 +109,9 @@ class Wider(Resizing):
             "a wider layer has more units than before",
             "Pass a factor above 1",
         )
-        noise = real_number(self.noise)
         check_choice("new_units", self.new_units, NEW_UNITS)
         check_choice("shares", self.shares, SHARES)
+        noise = real_number(self.noise)
         if noise is None or not 0 <= noise < math.inf:
             raise GrowthError(
                 f"`noise` can't be {self.noise!r}",
@@ -139,108 +137,55 @@ class Wider(Resizing):
 
     def draft(self, draft: Draft) -> list[Step]:
         """Widens the layers of a draft."""
-        skipped: list[Skipped] = []
-        sizes, asked = self._asked(draft, skipped, self._sizes)
-        fills = self._fills(draft, sizes, asked, skipped)
+        asked = self._asked(draft)
+        fills = self._fills(draft, asked)
         additions: dict[str, tuple[Addition, ...]] = {}
         notes: list[str] = []
         if self.new_units == "gradmax":
-            sites = self._sites(draft, sizes, asked, skipped)
-            remaps = {w: draw(draft.seed, w.name, int(w.size or 0), n) for w, n in sizes.items()}
-            if sites:
-                additions, notes = GradMax(draft, sites).choose(remaps)
-        if not sizes:
-            self._nothing(draft, skipped)
-            return [Step(self, skipped=tuple(skipped), exact=self.exact)]
-        names = {width: [match.facts.path for match in asked[width]] for width in sizes}
-        widths, layers = draft.widen(sizes, self._how, names, fills, additions)
+            hidden = self._hidden(draft, asked)
+            sizes = asked.sizes.items()
+            remaps = {w: draw(draft.seed, w.name, int(w.size or 0), n) for w, n in sizes}
+            if hidden:
+                additions, notes = GradMax(draft, hidden).choose(remaps)
+        if not asked.sizes:
+            return self._nothing(draft, asked.skipped)
+        widths, layers = draft.widen(asked.sizes, self._how, asked.paths, fills, additions)
         return [
             Step(
                 self,
                 widths=widths,
                 layers=layers,
-                skipped=tuple(skipped),
+                skipped=tuple(asked.skipped),
                 notes=(*self._notes(fills), *notes),
                 exact=self.exact,
             )
         ]
 
-    def _sites(
-        self,
-        draft: Draft,
-        sizes: dict[Width, int],
-        asked: dict[Width, list[Match]],
-        skipped: list[Skipped],
-    ) -> dict[Width, Site]:
+    def _hidden(self, draft: Draft, asked: Asked) -> dict[Width, HiddenUnits]:
         """Where units can be chosen by gradient; takes out the widths where they can't."""
-        sites = {}
-        for width in list(sizes):
-            found = find_site(draft, width)
-            if isinstance(found, Site):
-                sites[width] = found
-                continue
-            named = next((match for match in asked[width] if match.named), None)
-            if named is not None:
-                raise GrowthError(
-                    f"New units of layer {label(named.facts)} can't be chosen by gradient",
-                    found,
-                    "Pass `new_units='fresh'`, or choose another layer",
-                )
-            skipped += [Skipped(match.facts.path, found) for match in asked[width]]
-            del sizes[width]
-        return sites
+        hidden = {}
+        problem = "New units of layer {} can't be chosen by gradient"
+        instead = "Pass `new_units='fresh'`, or choose another layer"
+        for width in list(asked.sizes):
+            found = find_hidden_units(draft, width)
+            if isinstance(found, HiddenUnits):
+                hidden[width] = found
+            else:
+                asked.leave(width, found, problem, instead, GrowthError)
+        return hidden
 
-    def _check_direction(self, request: Request, now: int) -> None:
-        if request.units is not None and request.units < now:
-            raise SizeError(
-                f"Layer {label(request.facts)} can't be widened to {request.units} units",
-                f"it has {now}, and widening only adds units",
-                f"Pass more than {now} units",
-            )
-
-    def _fills(
-        self,
-        draft: Draft,
-        sizes: dict[Width, int],
-        asked: dict[Width, list[Match]],
-        skipped: list[Skipped],
-    ) -> dict[Width, str | None]:
+    def _fills(self, draft: Draft, asked: Asked) -> dict[Width, str | None]:
         """What new units hold that a normalization sees; takes out what can't be."""
         while True:
-            fills, problems = fills_for(draft.inference, sizes)
+            fills, problems = fills_for(draft.inference, asked.sizes)
             if not problems:
                 return fills
-            for width, problem in problems.items():
-                named = next((match for match in asked[width] if match.named), None)
-                if named is not None:
-                    raise SizeError(
-                        f"Layer {label(named.facts)} can't be widened to {sizes[width]} units",
-                        problem,
-                        f"Pass a multiple of {width.size}",
-                    )
-                skipped += [Skipped(match.facts.path, problem) for match in asked[width]]
-                del sizes[width]
+            for width, why in problems.items():
+                problem = f"Layer {{}} can't be widened to {asked.sizes[width]} units"
+                asked.leave(width, why, problem, f"Pass a multiple of {width.size}", SizeError)
 
-    def _factored(self, now: int, factor: float | None) -> int:
-        return self._rounded(max(now + 1, math.floor(now * float(factor or 1) + 0.5)))
-
-    def _sizes(self, request: Request) -> dict[Width, int]:
-        expression, units = request.expression, request.units
-        free = growable(expression)
-        if units is None:
-            return {w: self._factored(int(w.size or 0), request.factor) for w in free}
-        sizes, possible = sizes_for(expression, units)
-        if sizes is None:
-            near = " or ".join(map(str, possible)) or "another number of"
-            raise SizeError(
-                f"Layer {label(request.facts)} can't be widened to {units} units",
-                (
-                    f"its units are made of {expression!r}, of which "
-                    f"{', '.join(repr(width) for width in free)} can grow"
-                ),
-                f"Pass {near} units",
-            )
-        return sizes
+    def _scaled(self, now: int, factor: float) -> int:
+        return max(now + 1, math.floor(now * factor + 0.5))
 
     def _notes(self, fills: dict[Width, str | None]) -> tuple[str, ...]:
         notes = []
