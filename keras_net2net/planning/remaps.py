@@ -322,20 +322,14 @@ def _multiplied(outer: Remap, inner: Remap) -> Remap:
         return result
     if outer.fill is not None and inner.fill is not None:
         raise ValueError("Units that fill an axis can't be multiplied with others that do.")
-    if inner.fill is not None and inner.groups is not None:
-        labels = np.broadcast_to(inner.fill, (outer.size, inner.size))
-        at = outer.index[:, None] * inner.old_size
-        groups = np.add.outer(np.arange(outer.old_size) * inner.old_size, inner.groups)
-    else:
-        labels = np.broadcast_to(np.asarray(outer.fill)[:, None], (outer.size, inner.size))
-        at = inner.index[None, :]
-        labels = np.where(labels >= 0, labels * inner.old_size, labels)
-        groups = np.add.outer(np.asarray(outer.groups) * inner.old_size, np.arange(inner.old_size))
-    fill = np.where(labels >= 0, labels + at, labels)
+    # The axis repeats the inner units with a period, once for each outer unit. So a group of
+    # inner units is one group in each period, and one of outer units one at each place of it:
+    # a mean over all of the axis would mix what belongs to different units of the other factor.
+    left, right = (one.index if one.fill is None else one.fill for one in (outer, inner))
+    labels = np.asarray(inner.fill if outer.fill is None else outer.fill[:, None])
+    fill = np.where(labels >= 0, np.add.outer(left * inner.old_size, right), labels)
+    left, right = (
+        np.arange(one.old_size) if one.groups is None else one.groups for one in (outer, inner)
+    )
+    groups = np.add.outer(left * inner.old_size, right)
     return dataclasses.replace(result, fill=fill.ravel(), groups=groups.ravel())
-
-
-def size_of(expression: Expression, remaps: Mapping[Width, Remap]) -> int | None:
-    """The size of an axis once the widths have been remapped."""
-    remap = remap_of(expression, remaps)
-    return resolve(expression).size if remap is None else remap.size
