@@ -105,6 +105,26 @@ def activation_name(function: Any) -> str | None:
     return None
 
 
+def activation_of(operation: Any) -> Any | None:
+    """The activation that an operation computes, as a function or layer; `None` if it is none."""
+    if isinstance(operation, layers.Activation):
+        return operation.activation
+    if isinstance(operation, (layers.ReLU, layers.LeakyReLU, layers.ELU)):
+        return operation
+    return function_of(operation)
+
+
+def function_of(operation: Any) -> Any | None:
+    """The activation function that an operation of `keras.ops` is a call of, or `None`."""
+    if not is_keras_operation(operation):
+        return None
+    kind = type(operation).__name__.replace("_", "").lower()
+    for name in (*ELEMENTWISE, *OVER_AN_AXIS):
+        if name.replace("_", "") == kind:
+            return getattr(keras.activations, name, None)
+    return None
+
+
 def describe(operation: Any) -> Activation | None:
     """What is known of an activation given as a function or as a layer."""
     if isinstance(operation, layers.Activation):
@@ -163,15 +183,3 @@ def activation_label(activation: Any) -> str:
         return function
     name = None if isinstance(function, keras.Layer) else activation_name(function)
     return name or type(function).__name__.lower()
-
-
-def function_of(operation: Any) -> Any | None:
-    """The `keras.ops` activation function that an operation is a call of, or `None`."""
-    if not is_keras_operation(operation):
-        return None
-    squashed = type(operation).__name__.lower()
-    for name in dir(keras.activations):
-        function = getattr(keras.activations, name)
-        if name.replace("_", "") == squashed and activation_name(function) is not None:
-            return function
-    return None

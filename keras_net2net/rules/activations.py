@@ -9,11 +9,21 @@ import keras
 from keras import layers
 
 from keras_net2net.internals.activations import ELEMENTWISE, OVER_AN_AXIS, activation_name
-from keras_net2net.rules.kinds import keeps_zero, zero_of_zero
+from keras_net2net.rules.kinds import tried
 from keras_net2net.widths.expressions import Axes, Expression, Fixed
-from keras_net2net.widths.facts import ADDS, KEEPS_ZERO, MAKES_UNITS, MAKES_ZERO, PASSES, follows
+from keras_net2net.widths.facts import follows
 from keras_net2net.widths.registry import register_rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import (
+    ADDS,
+    ANYTHING,
+    COMPETES,
+    KEEPS_ZERO,
+    MAKES_UNITS,
+    SQUASHES,
+    UNCHANGED,
+    Treatment,
+)
 
 
 def activate(call: RuleCall, x: Axes, function: Any) -> Axes | None:
@@ -31,8 +41,8 @@ def activate(call: RuleCall, x: Axes, function: Any) -> Axes | None:
         return call.apply(function, x)
     name = activation_name(function)
     if name in ELEMENTWISE:
-        zero = zero_of_zero(function, [x])
-        call.treat(PASSES if name == "linear" else KEEPS_ZERO if zero else None)
+        known = {"linear": UNCHANGED, "sigmoid": SQUASHES}
+        call.treat(known.get(str(name)) or tried(function, [x]))
         return x
     if name in OVER_AN_AXIS:
         why = f"normalizes over its units with {name}"
@@ -40,10 +50,11 @@ def activate(call: RuleCall, x: Axes, function: Any) -> Axes | None:
             call.fix(x[-1], why)
         else:
             call.compete(x[-1], str(name), why)
+            call.treat(COMPETES)
         return x
+    call.treat(ANYTHING)
     followed = call.follow(function, x)
     if followed is not None:
-        call.treat(None)
         return followed
     label = getattr(function, "__name__", type(function).__name__)
     call.fix(x, f"has the activation {label!r}, of which it isn't known that it acts per element")
@@ -51,7 +62,13 @@ def activate(call: RuleCall, x: Axes, function: Any) -> Axes | None:
 
 
 def activate_made(
-    call: RuleCall, x: Axes, function: Any, beside: Sequence[Expression], bias: bool
+    call: RuleCall,
+    x: Axes,
+    function: Any,
+    beside: Sequence[Expression],
+    bias: bool,
+    made: Treatment = MAKES_UNITS,
+    weights: Sequence[str] | None = None,
 ) -> Axes | None:
     """Applies the activation of a layer that makes units, linear in its weights before it.
 
@@ -61,15 +78,16 @@ def activate_made(
         function: The activation function, or layer.
         beside: The axes, of those that the layer is given, that it passes through.
         bias: Whether it adds something to the units on these.
+        made: What it does in front of the activation. Defaults to making units.
+        weights: As for `RuleCall.treat`.
 
     Returns:
         The axes after it, or `None` if it is unknown what it does.
     """
     output = activate(call, x, function)
-    made = {PASSES: MAKES_UNITS, KEEPS_ZERO: MAKES_ZERO}
-    others = {PASSES: ADDS} if bias else {PASSES: PASSES, KEEPS_ZERO: KEEPS_ZERO}
-    done = call.treatment or ""
-    call.treat(made.get(done), beside, others.get(done))
+    done = call.treatment
+    others = done if not bias else ADDS if done.is_linear else ANYTHING
+    call.treat(made.then(done), beside, others, weights=weights)
     return output
 
 
@@ -85,6 +103,7 @@ def softmax(call: RuleCall, x: Axes, mask: Any = None, **kwargs: Any) -> Axes:
     axis = call.layer.axis
     for at in axis if isinstance(axis, (list, tuple)) else (axis,):
         call.compete(x[at], "softmax", "normalizes over its units with softmax")
+    call.treat(COMPETES)
     return x
 
 
@@ -98,11 +117,8 @@ def prelu(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     return x
 
 
-register_rule(layers.LeakyReLU, layers.ELU)(keeps_zero)
-
-
-@register_rule(layers.ReLU)
+@register_rule(layers.ReLU, layers.LeakyReLU, layers.ELU)
 def relu(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Passes units through: every element alone, at its place."""
-    call.treat(KEEPS_ZERO if float(call.layer.threshold) == 0.0 else None)
+    call.treat(tried(call.layer, [x]))
     return x

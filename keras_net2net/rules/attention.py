@@ -15,9 +15,12 @@ from keras import layers
 
 from keras_net2net import internals
 from keras_net2net.widths.expressions import Axes, Expression, is_axes, product
-from keras_net2net.widths.facts import MAKES_UNITS, PASSES, Scaled, reads
+from keras_net2net.widths.facts import Scaled, reads
 from keras_net2net.widths.registry import register_rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import MAKES_UNITS, PASSES
+
+ATTENDS = PASSES.but(attends=True)
 
 
 @register_rule(layers.MultiHeadAttention)
@@ -57,7 +60,7 @@ def multi_head_attention(
     else:
         made = len(parts.output_shape)
         call.configure("_output_shape", tuple(output[-made:]))
-    call.treat(MAKES_UNITS, query[:-1])
+    call.treat(MAKES_UNITS.but(attends=True), query[:-1], part=parts.output)
     if len(call.output_shapes) == 1:
         return output
     scores = (query[0], projected[-2], *query[1:-1], *value[1:-1])
@@ -99,7 +102,7 @@ def grouped_query_attention(
     call.configure("num_repeats", repeats)
     call.unify(output[-1], query[-1], "makes as many units as it is queried with")
     call.configure("feature_dim", output[-1])
-    call.treat(MAKES_UNITS, query[:-1])
+    call.treat(MAKES_UNITS.but(attends=True), query[:-1], part=parts.output)
     if len(call.output_shapes) == 1:
         return output
     return [output, (query[0], heads, query[1], value[1])]
@@ -142,7 +145,7 @@ def attention(call: RuleCall, inputs: list[Axes], mask: Any = None, **kwargs: An
         call.fix(query[-1], "sums over these units after a nonlinear function")
     else:
         call.share(query[-1], *((0, 2) if len(inputs) > 2 else (0,)))
-    call.treat(PASSES)
+    call.treat(ATTENDS)
     output = (*query[:-1], value[-1])
     if len(call.output_shapes) == 1:
         return output
@@ -161,7 +164,7 @@ def additive_attention(call: RuleCall, inputs: list[Axes], mask: Any = None, **k
         call.weight("scale", reads(query[-1]))
     else:
         call.fix(query[-1], "sums over these units after a nonlinear function")
-    call.treat(PASSES)
+    call.treat(ATTENDS)
     output = (*query[:-1], value[-1])
     if len(call.output_shapes) == 1:
         return output

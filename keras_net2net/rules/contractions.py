@@ -17,9 +17,10 @@ from keras_net2net import internals
 from keras_net2net.rules.convolutional import SLIDES
 from keras_net2net.rules.kinds import broadcast, channel_axis, with_space
 from keras_net2net.widths.expressions import Axes, Expression, Fixed, is_axes, product, resolve
-from keras_net2net.widths.facts import KEEPS_ZERO, MAKES, MAKES_UNITS, PASSES, READS
+from keras_net2net.widths.facts import MAKES, READS
 from keras_net2net.widths.registry import refuse, register_rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import CONTRACTS, MAKES_UNITS, PASSES, Joins
 
 
 def axes_of(value: Any) -> Axes:
@@ -56,7 +57,8 @@ def _make(call: RuleCall, *axes: Expression, beside: Sequence[Expression] = ()) 
     """
     made = [call.role(axis, MAKES) for axis in axes]
     passed = [axis for axis, one in zip(axes, made, strict=True) if not one]
-    call.treat(MAKES_UNITS if any(made) else KEEPS_ZERO, [*passed, *beside], KEEPS_ZERO)
+    treatment = MAKES_UNITS.but(joins=Joins.CONTRACTION) if any(made) else CONTRACTS
+    call.treat(treatment, [*passed, *beside], CONTRACTS)
 
 
 def _count(*values: Any) -> int:
@@ -121,6 +123,7 @@ def einsum(call: RuleCall, *operands: Any) -> Axes | None:
     """Ties axes of the same letter, sums over those that the output lacks."""
     if len(operands) not in (1, 2):
         return None
+    call.treat(CONTRACTS)
     axes = [axes_of(operand) for operand in operands]
     terms = parse_einsum(call.layer.subscripts, [len(x) for x in axes])
     if terms is None:
@@ -265,7 +268,7 @@ def dot_product_attention(
         call.fix(q[-1], "scales its scores by the number of these units")
     else:
         call.share(q[-1], 0, 1)
-    call.treat(PASSES)
+    call.treat(PASSES.but(attends=True))
     return (*q[:-1], v[-1])
 
 

@@ -6,25 +6,24 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.rules.activations import activate, activate_made
+from keras_net2net.rules.activations import activate_made
 from keras_net2net.rules.kinds import channel_axis, with_space
 from keras_net2net.widths.expressions import Axes, Expression, Fixed, product
 from keras_net2net.widths.facts import follows, makes, reads
 from keras_net2net.widths.registry import register_rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import MAKES_UNITS, SCALES, Treatment
 
 SLIDES = "slides a kernel along this axis"
 
 
-def _finish(call: RuleCall, x: Axes, units: Expression, made: bool = True) -> Axes | None:
+def _finish(
+    call: RuleCall, x: Axes, units: Expression, treatment: Treatment = MAKES_UNITS
+) -> Axes | None:
     output = with_space(call, x, SLIDES, units)
-    # `activate` takes the last axis for the one that softmax runs over.
-    if made:
-        layer = call.layer
-        return activate_made(call, output, layer.activation, x[:1], layer.use_bias)
-    result = activate(call, output, call.layer.activation)
-    call.treat(None)
-    return result
+    layer = call.layer
+    # The activation takes the last axis for the one that softmax runs over.
+    return activate_made(call, output, layer.activation, x[:1], layer.use_bias, treatment)
 
 
 @register_rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -57,7 +56,7 @@ def _grouped(call: RuleCall, x: Axes, channels: Expression) -> Axes | None:
     call.weight("kernel", *call.setting("kernel_size"), per_group, follows(units))
     if layer.use_bias:
         call.weight("bias", follows(units))
-    return _finish(call, x, units, made=False)
+    return _finish(call, x, units, SCALES)
 
 
 @register_rule(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
@@ -84,7 +83,7 @@ def depthwise(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
     call.weight("kernel", *call.setting("kernel_size"), follows(channels), multiplier)
     if layer.use_bias:
         call.weight("bias", follows(units))
-    return _finish(call, x, units, made=False)
+    return _finish(call, x, units, SCALES)
 
 
 @register_rule(layers.SeparableConv1D, layers.SeparableConv2D)

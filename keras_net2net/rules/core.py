@@ -10,9 +10,10 @@ from keras_net2net.rules.activations import activate_made
 from keras_net2net.rules.contractions import parse_einsum
 from keras_net2net.rules.kinds import passes
 from keras_net2net.widths.expressions import Axes, Expression, Fixed
-from keras_net2net.widths.facts import MAKES_UNITS, follows, makes, reads
+from keras_net2net.widths.facts import follows, makes, reads
 from keras_net2net.widths.registry import opened, refuse, register_rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import MAKES_UNITS
 
 
 @register_rule(layers.Dense)
@@ -97,14 +98,18 @@ def einsum_dense(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
     ]
     call.configure("partial_output_shape", tuple(shape))
     beside = [known[letter] for letter in output if letter in given]
+    weights = ["kernel", "bias"] if layer.bias_axes else ["kernel"]
     if any(letter in weight for letter in output if letter in given):
         output_axes = activate_made(call, result, layer.activation, (), False)
-        call.treat(call.treatment, beside)  # each of these units has weights of its own
+        # Each of these units has weights of its own.
+        call.treat(call.treatment, beside, weights=weights)
         return output_axes
-    return activate_made(call, result, layer.activation, beside, bool(layer.bias_axes))
+    return activate_made(
+        call, result, layer.activation, beside, bool(layer.bias_axes), weights=weights
+    )
 
 
-register_rule(layers.Identity)(passes)
+register_rule(layers.Identity)(passes())
 
 refuse("decides by all units of a step whether to mask it", layers.Masking)
 refuse("is an input of the model", layers.InputLayer)

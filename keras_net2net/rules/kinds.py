@@ -19,21 +19,38 @@ from keras_net2net.widths.expressions import (
     split_part,
     widths_of,
 )
-from keras_net2net.widths.facts import ADDS, KEEPS_ZERO, PASSES
 from keras_net2net.widths.registry import Refusal, Rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import (
+    ADDS,
+    ANYTHING,
+    BENDS,
+    KEEPS_ZERO,
+    MOVES,
+    PASSES,
+    SQUASHES,
+    UNCHANGED,
+    Joins,
+    Treatment,
+)
 
 
-def passes(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
-    """Passes units through, as they are."""
-    call.treat(PASSES)
-    return x
+def passes(treatment: Treatment = UNCHANGED) -> Rule:
+    """Makes the rule of layers that pass units through, as they are but for training.
 
+    Args:
+        treatment: What they do to values. Defaults to leaving them as they are.
 
-def keeps_zero(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
-    """Passes units through: every element alone, at its place."""
-    call.treat(KEEPS_ZERO)
-    return x
+    Returns:
+        The rule.
+    """
+
+    def rule(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
+        call.treat(treatment)
+        return x
+
+    rule.__doc__ = "Passes units through, as they are."
+    return rule
 
 
 NUMBERS = "combines it with numbers of this size that no layer makes: constant or random ones"
@@ -45,44 +62,73 @@ def elementwise(call: RuleCall, *args: Any, **kwargs: Any) -> Axes:
     held = [value for key, value in vars(call.layer).items() if not key.startswith("_")]
     given = (*args, *kwargs.values())
     name = type(call.layer).__name__.lower()
-    call.treat(treatment(name, given, lambda: zero_of_zero(call.layer, args, kwargs)))
+    call.treat(of_elements(name, given) or tried(call.layer, args, kwargs))
     return broadcast(call, tensors_in((*given, *held), call.obstacle(NUMBERS)))
 
 
-def treatment(name: str, given: Sequence[Any], zero: Callable[[], bool]) -> str | None:
-    """What an operation on single elements does to the value of a unit.
+def of_elements(name: str, given: Sequence[Any]) -> Treatment | None:
+    """What an operation on single elements does to the value of a unit, by its name.
 
     Args:
         name: The name of the operation, in lower case.
         given: Its arguments, with axes in the place of tensors.
-        zero: Tells whether it makes zero of zeros.
 
     Returns:
-        A treatment, as in `RuleCall.treat`.
+        The treatment; `None` where it has to be tried.
     """
+    if name in _ALONE:
+        return _ALONE[name]
+    if name not in _JOINS:
+        return None
+    joins, factor = _JOINS[name]
     tensors = [x for x in tensors_in(given) if has_units(x)]
-    if name in ("add", "subtract", "average"):
-        if len(tensors) == len(given):
-            return PASSES
-        if not scales(given):
-            return None
-        nothing = all(x is tensors[0] or (np.isscalar(x) and x == 0) for x in given)
-        return PASSES if nothing else ADDS  # Python's `sum` starts from zero
-    if name in ("negative", "cast", "stopgradient", "copy"):
-        return PASSES
-    if name == "multiply":
-        return PASSES if scales(given) else KEEPS_ZERO
-    if name in ("divide", "truedivide"):
-        if len(tensors) != 1 or given[0] is not tensors[0]:
-            return None  # by zero
-        return PASSES if scales(given) else KEEPS_ZERO
-    return KEEPS_ZERO if zero() else None
+    first, number, alike = is_axes(given[0]), _number(given), scales(given)
+    if joins in (Joins.PRODUCT, Joins.QUOTIENT):
+        base = PASSES if alike else KEEPS_ZERO
+        if joins == Joins.QUOTIENT:
+            if not first:
+                return ANYTHING
+            if not all(x is given[0] for x in tensors):
+                base = ANYTHING  # by zero
+            number = 1.0 / number if number else None
+        return base.but(joins=joins, factor=number)
+    if number == 0:  # Python's `sum` starts from zero
+        return UNCHANGED if first or joins == Joins.SUM else PASSES
+    base = PASSES if len(tensors) == len(given) else ADDS if alike else ANYTHING
+    return base.but(joins=joins, factor=factor) if all(map(is_axes, given)) else base
 
 
-def zero_of_zero(
-    function: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
-) -> bool:
-    """Whether a function of single elements makes zero of zeros: it is tried.
+# What each does to a value, where trying it with numbers doesn't tell.
+_ALONE = {
+    "negative": PASSES,
+    "cast": MOVES,
+    "copy": UNCHANGED,
+    "stopgradient": UNCHANGED.but(stops=True),
+    "sigmoid": SQUASHES,
+}
+_JOINS: dict[str, tuple[Joins, float | None]] = {
+    "add": (Joins.SUM, 1.0),
+    "subtract": (Joins.DIFFERENCE, None),
+    "average": (Joins.AVERAGE, None),
+    "multiply": (Joins.PRODUCT, None),
+    "divide": (Joins.QUOTIENT, None),
+    "truedivide": (Joins.QUOTIENT, None),
+}
+
+
+def _number(given: Sequence[Any]) -> float | None:
+    """The number with which an operation combines one tensor, if it does."""
+    numbers = [x for x in given if not is_axes(x)]
+    if len(given) != 2 or len(numbers) != 1:
+        return None
+    return float(numbers[0]) if isinstance(numbers[0], (int, float, np.number)) else None
+
+
+def tried(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Treatment:
+    """What a function of single elements does to values around zero: it is tried.
+
+    Behind one that isn't steep there, as a ReLU, weights that are all zero would never
+    learn.
 
     Args:
         function: The function, or operation.
@@ -90,33 +136,45 @@ def zero_of_zero(
         kwargs: Its keyword arguments, likewise.
 
     Returns:
-        Whether it does; false where that depends on tensors without units.
+        Whether it makes zero of zeros, and whether it is steep; nothing where that depends
+        on tensors without units.
     """
     given = (*args, *(kwargs or {}).values())
-    if any(is_axes(x) and not has_units(x) for x in given) or len(tensors_in(given)) != sum(
-        map(is_axes, given)
-    ):
-        return False
+    tensors = [x for x in given if is_axes(x)]
+    if len(tensors_in(given)) != len(tensors):
+        return ANYTHING
+    if len(tensors) > 1 and not all(map(has_units, tensors)):
+        return ANYTHING
     numbers = ["0" if is_axes(x) else repr(x) for x in (*args, *(kwargs or {}).items())]
     plain = isinstance(function, FunctionType)
     who = (function,) if plain else (type(function), settings_text(function))
     key = (*who, *numbers)
-    if key not in _ZEROS:
-
-        def zeros(x: Any) -> Any:
-            return keras.ops.zeros((1,)) if is_axes(x) else x
-
-        call = function if plain else function.call
-        try:
-            with keras.StatelessScope():
-                made = call(*map(zeros, args), **{k: zeros(x) for k, x in (kwargs or {}).items()})
-            _ZEROS[key] = bool(np.all(keras.ops.convert_to_numpy(made) == 0))
-        except Exception:  # whatever it needs, it isn't a zero
-            _ZEROS[key] = False
-    return _ZEROS[key]
+    if key not in _TRIED:
+        _TRIED[key] = _try(function if plain else function.call, args, kwargs or {})
+        if len(tensors) > 1 and _TRIED[key] == BENDS:
+            _TRIED[key] = KEEPS_ZERO  # steep along both at once says nothing
+    return _TRIED[key]
 
 
-_ZEROS: dict[tuple[Any, ...], bool] = {}
+_TRIED: dict[tuple[Any, ...], Treatment] = {}
+
+
+def _try(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Treatment:
+    def numbers(x: Any) -> Any:
+        return keras.ops.convert_to_tensor(_AROUND_ZERO) if is_axes(x) else x
+
+    try:
+        with keras.StatelessScope():
+            made = function(*map(numbers, args), **{k: numbers(x) for k, x in kwargs.items()})
+        low, zero, high = np.abs(keras.ops.convert_to_numpy(made))
+    except Exception:  # whatever it needs, it isn't a zero
+        return ANYTHING
+    if zero != 0:
+        return ANYTHING
+    return BENDS if min(low, high) > 1e-4 else KEEPS_ZERO
+
+
+_AROUND_ZERO = np.array([-1e-2, 0.0, 1e-2], "float32")
 
 
 def scales(given: Sequence[Any]) -> bool:

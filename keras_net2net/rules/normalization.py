@@ -15,9 +15,16 @@ from typing import Any
 from keras import layers
 
 from keras_net2net.widths.expressions import Axes, product, regroup
-from keras_net2net.widths.facts import KEEPS_ZERO, NORMALIZES, RESCALES, Scaled, follows
+from keras_net2net.widths.facts import Scaled, follows
 from keras_net2net.widths.registry import refuse, register_rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import (
+    KEEPS_ZERO,
+    NORMALIZES,
+    RESCALES,
+    SHIFTS,
+    STANDARDIZES,
+)
 
 
 @register_rule(layers.BatchNormalization)
@@ -37,7 +44,16 @@ def batch_normalization(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     if getattr(layer, "renorm", False):
         for name in ("moving_stddev", "renorm_mean", "renorm_stddev"):
             call.weight(name, units)
+    if layer.scale:
+        call.treat(STANDARDIZES, weights=_learned(layer))
+    else:
+        call.treat(SHIFTS, weights=["moving_mean", *_learned(layer)])
     return x
+
+
+def _learned(layer: Any) -> list[str]:
+    """The scale and the offset of a normalization, of those that it has."""
+    return ["gamma"] * bool(layer.scale) + ["beta"] * bool(layer.center)
 
 
 def _axes(layer: Any, rank: int) -> list[int]:
@@ -62,7 +78,9 @@ def layer_normalization(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
     if single:
         call.configure("epsilon", Scaled(whole, 1.0))
     call.normalize(whole, "mean" if single and layer.scale else None)
-    call.treat(NORMALIZES, [axis for at, axis in enumerate(x) if at not in axes])
+    others = [axis for at, axis in enumerate(x) if at not in axes]
+    # Without a scale, the offset alone doesn't make what comes out.
+    call.treat(NORMALIZES, others, weights=_learned(layer) if layer.scale else ())
     return x
 
 
@@ -94,6 +112,7 @@ def group_normalization(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
     # The statistics of a group are taken over space as well.
     others = [axis for i, axis in enumerate(x) if i not in (0, layer.axis % len(x))]
     call.fix(others, "takes statistics over this axis")
+    call.treat(STANDARDIZES, weights=_learned(layer) if layer.scale else ())
     if groups in (-1, units.size):
         call.configure("groups", -1 if groups == -1 else units)
         return x

@@ -8,15 +8,16 @@ from keras import layers
 
 from keras_net2net.rules.kinds import channel_axis, with_space
 from keras_net2net.widths.expressions import Axes
-from keras_net2net.widths.facts import KEEPS_ZERO, PASSES
 from keras_net2net.widths.registry import register_rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import BENDS, PASSES, Joins, Treatment
 
 POOLS = "pools along this axis"
 
 
-def _treatment(call: RuleCall) -> str:
-    return PASSES if "Average" in type(call.layer).__name__ else KEEPS_ZERO
+def pooled(call: RuleCall) -> Treatment:
+    """What pooling does to values: their largest one keeps the slope."""
+    return PASSES if "Average" in type(call.layer).__name__ else BENDS
 
 
 @register_rule(
@@ -29,7 +30,7 @@ def _treatment(call: RuleCall) -> str:
 )
 def pooling(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Passes channels through."""
-    call.treat(_treatment(call))
+    call.treat(pooled(call))
     return with_space(call, x, POOLS)
 
 
@@ -42,7 +43,8 @@ def pooling(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
 )
 def global_pooling(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Passes channels through."""
-    call.treat(_treatment(call))
+    known = pooled(call)
+    call.treat(known.but(joins=Joins.AVERAGE, factor=1.0) if known.is_linear else known)
     if call.layer.keepdims:
         return with_space(call, x, POOLS)
     at = channel_axis(call, len(x))

@@ -11,6 +11,7 @@ from keras_net2net.widths.expressions import Axes
 from keras_net2net.widths.facts import follows
 from keras_net2net.widths.registry import Refusal, opened, refuse, register_rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import ADDS, PASSES
 
 
 @register_rule(layers.Rescaling)
@@ -18,6 +19,10 @@ def rescaling(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Passes units through where it scales by numbers; fixes them where by arrays."""
     if np.ndim(call.layer.scale) or np.ndim(call.layer.offset):
         call.fix(x, "scales by constants that belong to its units")
+    elif float(call.layer.offset):
+        call.treat(ADDS)
+    else:
+        call.treat(PASSES.but(factor=float(call.layer.scale)))
     return x
 
 

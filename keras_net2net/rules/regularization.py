@@ -8,18 +8,19 @@ from keras import layers
 
 from keras_net2net.rules.kinds import passes
 from keras_net2net.widths.expressions import Axes
-from keras_net2net.widths.facts import PASSES
 from keras_net2net.widths.registry import register_rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import UNCHANGED
 
-register_rule(
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.SpatialDropout3D,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.ActivityRegularization,
-)(passes)
+DROPS = UNCHANGED.but(drops=True)
+BLURS = UNCHANGED.but(blurs=True)
+
+register_rule(layers.ActivityRegularization)(passes())
+register_rule(layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D)(
+    passes(DROPS)
+)
+register_rule(layers.GaussianDropout)(passes(UNCHANGED.but(drops=True, spreads=True)))
+register_rule(layers.GaussianNoise)(passes(BLURS))
 
 
 @register_rule(layers.Dropout, layers.AlphaDropout)
@@ -36,5 +37,5 @@ def dropout(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes | None:
                 for size, axis in zip(shape, x, strict=True)
             ),
         )
-    call.treat(PASSES)
+    call.treat(DROPS if isinstance(call.layer, layers.Dropout) else BLURS)
     return x

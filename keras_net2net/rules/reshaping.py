@@ -8,9 +8,9 @@ from keras import layers
 
 from keras_net2net.rules.kinds import with_space
 from keras_net2net.widths.expressions import Axes, Expression, Fixed, product, regroup
-from keras_net2net.widths.facts import PASSES
 from keras_net2net.widths.registry import register_rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import MOVES, PASSES
 
 
 @register_rule(layers.Flatten)
@@ -19,13 +19,14 @@ def flatten(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     rest = x[1:]
     if call.layer.data_format == "channels_first" and len(x) > 1:
         rest = (*x[2:], x[1])  # Keras moves the channels to the end first
-    call.treat(PASSES)
+    call.treat(MOVES)
     return (x[0], product(rest))
 
 
 @register_rule(layers.Reshape)
 def reshape(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
     """Regroups units; those of a split axis become factors."""
+    call.treat(MOVES)
     shape = call.output_shapes[0]
     groups = regroup(x[1:], list(shape[1:]))
     if groups is None:
@@ -35,14 +36,13 @@ def reshape(call: RuleCall, x: Axes, **kwargs: Any) -> Axes | None:
         "target_shape",
         tuple(-1 if old == -1 else axis for old, axis in zip(target, groups, strict=True)),
     )
-    call.treat(PASSES)
     return (x[0], *groups)
 
 
 @register_rule(layers.Permute)
 def permute(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Moves units to other axes."""
-    call.treat(PASSES)
+    call.treat(MOVES)
     return (x[0], *(x[axis] for axis in call.layer.dims))
 
 
@@ -50,8 +50,11 @@ def permute(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
 def repeat_vector(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Passes units through."""
     repeated: Expression = Fixed(call.layer.n)
-    call.treat(PASSES)
+    call.treat(MOVES)
     return (x[0], repeated, x[1])
+
+
+PADDING = (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
 
 
 @register_rule(
@@ -63,5 +66,7 @@ def repeat_vector(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
 )
 def spatial(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Passes channels through."""
-    call.treat(PASSES)
+    # Padding puts zeros beside the values, and two dimensions may be interpolated.
+    moves = not isinstance(call.layer, (layers.UpSampling2D, *PADDING))
+    call.treat(MOVES if moves else PASSES)
     return with_space(call, x, "pads, crops or repeats along this axis")

@@ -17,6 +17,7 @@ from keras_net2net.widths.expressions import Axes, Expression, Fixed, concat, is
 from keras_net2net.widths.facts import follows, makes, reads
 from keras_net2net.widths.registry import register_rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import ANYTHING
 
 States = list[Any]
 
@@ -38,7 +39,7 @@ def _cell(call: RuleCall, x: Axes, gates: int, size: Any) -> Expression | None:
     for function in (layer.activation, getattr(layer, "recurrent_activation", None)):
         if function is not None and activate(call, state, function) is None:
             return None
-    call.treat(None)
+    call.treat(ANYTHING)
     return units
 
 
@@ -160,7 +161,7 @@ def conv_lstm_cell(call: RuleCall, x: Axes, states: Any) -> Any:
         # A function over the last axis would see the channels, or space.
         if activate(call, (units,), function) is None:
             return None
-    call.treat(None)
+    call.treat(ANYTHING)
     return units
 
 

@@ -15,7 +15,7 @@ import keras
 
 from keras_net2net import internals
 from keras_net2net.rules import builtin  # noqa: F401
-from keras_net2net.widths.registry import FOLLOWS, OPENED, REFUSED, State, state_of
+from keras_net2net.widths.registry import FOLLOWED, OPENED, REFUSED, State, state_of
 
 # What `keras.layers` holds beside layers: base classes without a `call` of their own.
 NOT_LAYERS = ("InputSpec", "Layer", "Wrapper")
@@ -36,7 +36,7 @@ CONSTANTS = (
 )
 
 STATES = {
-    FOLLOWS: "a rule follows units through it",
+    FOLLOWED: "a rule follows units through it",
     OPENED: "the layers and operations inside it are followed",
     REFUSED: "it fixes the units that reach it; the reason stands in the table, and in the error",
     "unknown": "nothing is registered: it fixes the units that reach it",

@@ -7,61 +7,12 @@ from typing import Any, NamedTuple
 
 from keras_net2net.graph.structure import Call
 from keras_net2net.widths.expressions import Expression, Fixed, Obstacle
+from keras_net2net.widths.treatments import ANYTHING, UNKNOWN, Content, Treatment
 
 # What an axis of a weight does with units.
 MAKES = "makes"  # the axis makes units: a kernel's output axis, a bias
 READS = "reads"  # the axis reads units: a kernel's input axis
 FOLLOWS = "follows"  # the axis holds something per unit: BatchNormalization, PReLU
-
-# What an operation does to the value of a unit, as far as units that fill an axis
-# are concerned: those that hold the mean of the others, or zero. See `RuleCall.treat`.
-MAKES_UNITS = "makes units, linear in its weights"
-PASSES = "passes each unit through, alone and linearly"
-ADDS = "passes units through linearly, and adds the same to each"
-KEEPS_ZERO = "makes zero of zero"
-MAKES_ZERO = "makes units that are zero where their weights are"
-NORMALIZES = "makes zero of the mean, and is linear in its weights"
-RESCALES = "makes zero of zero, and is linear in its weights"
-
-
-@dataclasses.dataclass(frozen=True)
-class Content:
-    """What a tensor holds for units that fill a width.
-
-    Args:
-        mean: Where their makers hold the mean of the others: `"mean"`, `"zero"`, or
-            `None` for anything else.
-        zero: Where their makers are zero: `"zero"`, or `None`.
-    """
-
-    mean: str | None = None
-    zero: str | None = None
-
-    def join(self, other: Content) -> Content:
-        """What two tensors have in common."""
-        return Content(
-            self.mean if self.mean == other.mean else None,
-            self.zero if self.zero == other.zero else None,
-        )
-
-    def after(self, treatment: str | None) -> Content:
-        """What an operation makes of it."""
-        if treatment == MAKES_UNITS:
-            return MADE
-        if treatment == MAKES_ZERO:
-            return Content(None, "zero")
-        if treatment == NORMALIZES:
-            return Content("zero", "zero")
-        if treatment == PASSES:
-            return self
-        if treatment == ADDS:
-            return Content("mean" if self.mean == "mean" else None)
-        if treatment in (KEEPS_ZERO, RESCALES):
-            return Content("zero" if self.mean == "zero" else None, self.zero)
-        return Content()
-
-
-MADE = Content("mean", "zero")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +29,7 @@ class WeightAxis:
     expression: Expression
     role: str
     silent: bool = False
-    content: Content = Content()
+    content: Content = UNKNOWN
 
     def silent_for(self, fill: str) -> bool:
         """Whether it has to be zero for units that fill a width with `"mean"` or `"zero"`."""
@@ -275,3 +226,17 @@ class VariableAxis(NamedTuple):
         axes = list(self.facts.weights[self.name])
         axes[self.at] = dataclasses.replace(axes[self.at], **changes)
         self.facts.weights[self.name] = tuple(axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Treated:
+    """What a call does to the value of a unit.
+
+    Args:
+        treatment: What its rule said. Defaults to nothing: it may do anything.
+        weights: The weights, each with its layer, in which its output is linear; or which
+            it adds, if that is what the treatment says.
+    """
+
+    treatment: Treatment = ANYTHING
+    weights: tuple[tuple[Facts, str], ...] = ()

@@ -8,57 +8,13 @@ the probabilities. What else fixes the units still does.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
 
-import numpy as np
-from keras import layers
-
-from keras_net2net import internals
 from keras_net2net.graph.structure import Call, Graph, Tensor
-from keras_net2net.internals.activations import activation_name
 from keras_net2net.widths.expressions import Expression, Obstacle, Width, fix, widths_of
 from keras_net2net.widths.facts import READS, HeadOutput, Shown
 from keras_net2net.widths.inferred import Inferred
-
-# Layers that leave the values of logits as they are at inference, or move them.
-_MOVES = (
-    layers.Reshape,
-    layers.Flatten,
-    layers.Permute,
-    layers.Concatenate,
-    layers.Identity,
-    layers.RepeatVector,
-    layers.Dropout,
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.SpatialDropout3D,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.ActivityRegularization,
-    layers.Cropping1D,
-    layers.Cropping2D,
-    layers.Cropping3D,
-    layers.UpSampling1D,
-    layers.UpSampling3D,
-    layers.GlobalAveragePooling1D,
-    layers.GlobalAveragePooling2D,
-    layers.GlobalAveragePooling3D,
-)
-_AVERAGES = tuple(_MOVES[-3:])  # fine for logits, but not for parts of a whole
-_MOVING_OPERATIONS = frozenset(
-    [
-        "cast",
-        "concatenate",
-        "copy",
-        "expanddims",
-        "moveaxis",
-        "reshape",
-        "squeeze",
-        "stopgradient",
-        "swapaxes",
-        "transpose",
-    ]
-)
+from keras_net2net.widths.treatments import Joins, Keeps, Treatment
 
 
 def release_heads(state: Inferred) -> set[Width]:
@@ -158,82 +114,46 @@ class _Walk:
 
     def _after(self, call: Call, given: list[Shown]) -> Shown:
         """How a call shows units, given how its inputs do."""
-        shown = _joined(call, given) if given else Shown()
-        if given:
-            factor = _factor(call)
-            averaged = isinstance(call.operation, _AVERAGES)
-            if (factor is None or averaged) and shown.kind != "values":
-                return Shown("mixed")
-            if not shown.squashed:
-                scale = shown.scale
-                known = scale is not None and factor is not None
-                product = scale * factor if known else None  # type: ignore[operator]
-                shown = dataclasses.replace(shown, scale=product)
-        name = _own_activation(call.operation)
+        treatment = self._state.treated_by(call).treatment
+        shown = _joined(treatment, given) if given else Shown()
+        if shown.kind != "values" and not _keeps_parts(treatment):
+            return Shown("mixed")
+        if given and not shown.squashed:
+            factors = (shown.scale, treatment.factor)
+            product = None if None in factors else math.prod(factors)  # type: ignore[arg-type]
+            shown = dataclasses.replace(shown, scale=product)
         competitions = self._state.competitions.get(id(call), [])
         for one in competitions:
             if any(width in self._wanted for width in widths_of(one.expression)):
                 if shown.kind != "values" or shown.squashed:
                     return Shown("mixed")
                 return dataclasses.replace(shown, kind=one.kind, over=(one.expression,))
-        if name == "linear" or competitions:
-            return shown
-        if name == "sigmoid" and not shown.squashed:
+        if treatment.squashes and not shown.squashed:
             return dataclasses.replace(shown, squashed=True)
+        made = treatment.makes and treatment.after >= Keeps.LINEAR
+        known = treatment.factor is not None and not treatment.squashes
+        if competitions or made or known or treatment.is_linear:
+            return shown
         return dataclasses.replace(shown, scale=None, squashed=False)
 
 
-def _joined(call: Call, given: list[Shown]) -> Shown:
+def _joined(treatment: Treatment, given: list[Shown]) -> Shown:
     """How units stand in several tensors that are put together."""
     first = given[0]
     if len(given) == 1:
         return first
-    name = type(call.operation).__name__.lower()
     if any(one.kind != first.kind or one.squashed != first.squashed for one in given):
         return Shown("mixed")
     scale = first.scale if all(one.scale == first.scale for one in given) else None
-    if name == "concatenate":
+    if treatment.joins == Joins.CONCATENATION:
         over = tuple(dict.fromkeys(e for one in given for e in one.over))
         return dataclasses.replace(first, over=over, scale=scale)
     if first.kind != "values":
         return Shown("mixed")
-    return dataclasses.replace(first, scale=scale if name == "add" else None)
+    return dataclasses.replace(first, scale=scale if treatment.joins == Joins.SUM else None)
 
 
-def _own_activation(operation: Any) -> str | None:
-    """The name of the activation that an operation is, or has inside."""
-    function = getattr(operation, "activation", None)
-    if type(operation).__name__ == "Sigmoid":
-        return "sigmoid"
-    if isinstance(function, layers.Layer):
-        return None
-    return activation_name(function)
-
-
-def _factor(call: Call) -> float | None:
-    """What a call multiplies differences between logits by, before its own activation."""
-    operation = call.operation
-    if isinstance(operation, layers.Rescaling):
-        plain = np.ndim(operation.scale) == 0 and np.ndim(operation.offset) == 0
-        return float(operation.scale) if plain and not float(operation.offset) else None
-    if isinstance(operation, (layers.Activation, layers.Softmax)):
-        return 1.0
-    if isinstance(operation, layers.Add):
-        return 1.0
-    if isinstance(operation, _MOVES):
-        return 1.0
-    if not internals.is_keras_operation(operation):
-        return None
-    name = type(operation).__name__.lower()
-    if name in ("softmax", "logsoftmax", "sigmoid", "add") or name in _MOVING_OPERATIONS:
-        return 1.0 if name != "add" or len(call.inputs) == len(call.args) else None
-    others = [x for x in call.args if not isinstance(x, Tensor)]
-    if name in ("multiply", "divide", "truedivide") and len(call.inputs) == len(others) == 1:
-        try:
-            number = float(np.asarray(others[0]))
-        except (TypeError, ValueError):
-            return None
-        if name == "multiply":
-            return number
-        return 1.0 / number if number and isinstance(call.args[0], Tensor) else None
-    return None
+def _keeps_parts(treatment: Treatment) -> bool:
+    """Whether parts of a whole stay what they are, up to a factor: not so their averages."""
+    known = treatment.factor is not None and not treatment.squashes
+    return known and treatment.joins != Joins.AVERAGE

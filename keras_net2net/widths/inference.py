@@ -28,12 +28,13 @@ from keras_net2net.widths.expressions import (
     unify,
     widths_of,
 )
-from keras_net2net.widths.facts import Content, Facts
+from keras_net2net.widths.facts import Facts
 from keras_net2net.widths.heads import release_heads
 from keras_net2net.widths.inferred import Inferred, fixed_axes
 from keras_net2net.widths.registry import needs_opening, rule_for, settings_of
 from keras_net2net.widths.rule_call import RuleCall
 from keras_net2net.widths.sharing import check_variables, share_demands, share_parts
+from keras_net2net.widths.treatments import ANYTHING, Content
 
 
 def infer(
@@ -145,6 +146,7 @@ class _Pass:
             if outputs is not None and not self.state.weights_covered(facts):
                 outputs = None
                 why = "holds weights that its rule doesn't cover"
+                site.treat(ANYTHING)
             ranks = [len(axes) for axes in _flatten(outputs) if axes is not None]
             if outputs is not None and ranks != [len(t.shape) for t in call.outputs]:
                 outputs = None
@@ -187,7 +189,7 @@ class _Pass:
 
     def _set_outputs(self, call: Call, site: RuleCall, outputs: Any) -> None:
         content = site.made
-        self.state.treatments[id(call)] = site.treatment
+        self.state.treated[id(call.outputs[0])] = site.treated
         flat = _flatten(outputs)
         if len(flat) != len(call.outputs):
             flat = [None] * len(call.outputs)

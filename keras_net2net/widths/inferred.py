@@ -20,17 +20,17 @@ from keras_net2net.widths.expressions import (
     widths_of,
 )
 from keras_net2net.widths.facts import (
-    MADE,
     READS,
     Competition,
-    Content,
     Facts,
     HeadOutput,
     Normalized,
     Scaled,
+    Treated,
     VariableAxis,
     follows,
 )
+from keras_net2net.widths.treatments import MADE, Content
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,7 +46,7 @@ class Inferred:
         axes: The width expressions of each tensor, by `id` of `Tensor`.
         facts: What is known of each layer, by `id`, in the order of the graph.
         contents: What each tensor holds for units that fill, by `id`.
-        treatments: What each call does to the value of a unit, by `id`.
+        treated: What each call does to the value of a unit, by `id` of its first output.
         normalized: The units that normalizations see together.
         competitions: The units that share what they get among each other, by `id` of call.
         demands: The sums over units that no weight reads, and the inputs that may hold
@@ -66,7 +66,7 @@ class Inferred:
     axes: dict[int, Axes] = dataclasses.field(default_factory=dict)
     facts: dict[int, Facts] = dataclasses.field(default_factory=dict)
     contents: dict[int, Content] = dataclasses.field(default_factory=dict)
-    treatments: dict[int, str | None] = dataclasses.field(default_factory=dict)
+    treated: dict[int, Treated] = dataclasses.field(default_factory=dict)
     normalized: list[Normalized] = dataclasses.field(default_factory=list)
     competitions: dict[int, list[Competition]] = dataclasses.field(default_factory=dict)
     demands: list[tuple[Call, Facts, Expression, tuple[int, ...]]] = dataclasses.field(
@@ -113,6 +113,10 @@ class Inferred:
                 content = MADE if tensor.variable is not None else Content()
             found = content if found is None else found.join(content)
         return Content() if found is None else found
+
+    def treated_by(self, call: Call) -> Treated:
+        """What a call does to the value of a unit; its copies do the same."""
+        return self.treated.get(id(call.outputs[0]), Treated())
 
     def facts_of(self, operation: Any, path: str) -> Facts:
         """What is known of a layer, under a path that no other has."""

@@ -30,7 +30,7 @@ from keras_net2net.widths.expressions import EXPRESSIONS, Expression, Fixed
 
 Rule = Callable[..., Any]
 
-FOLLOWS = "follows"  # a rule follows units through it
+FOLLOWED = "follows"  # a rule follows units through it
 REFUSED = "refused"  # it fixes the units that reach it, for a reason that is known
 OPENED = "opened"  # the layers and operations inside it are followed
 
@@ -208,7 +208,7 @@ def describe(rule: Rule) -> State:
     """The state that a rule stands for."""
     if isinstance(rule, Refusal):
         return State(REFUSED, rule.why)
-    return State(FOLLOWS, (rule.__doc__ or "a rule without a docstring").strip().splitlines()[0])
+    return State(FOLLOWED, (rule.__doc__ or "a rule without a docstring").strip().splitlines()[0])
 
 
 def needs_opening(layer: Any) -> bool:

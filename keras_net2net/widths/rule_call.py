@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -24,17 +24,19 @@ from keras_net2net.widths.expressions import (
 )
 from keras_net2net.widths.facts import (
     FOLLOWS,
+    MAKES,
     READS,
     Competition,
-    Content,
     Facts,
     Normalized,
     Scaled,
+    Treated,
     WeightAxis,
     follows,
 )
 from keras_net2net.widths.inferred import Inferred
 from keras_net2net.widths.registry import rule_for
+from keras_net2net.widths.treatments import ANYTHING, Content, Treatment
 
 # Follows units through a function: what it is, the axes of its argument, dtype and path.
 Follow = Callable[[Any, Axes, str, str], Axes | None]
@@ -63,8 +65,8 @@ class RuleCall:
         self._call = call
         self._facts = facts
         self._follow = follow
-        self._treatment: str | None = None
-        self._beside: tuple[Sequence[Expression], str | None] = ((), None)
+        self._said: tuple[Treatment, Facts, Iterable[str] | None] = (ANYTHING, facts, None)
+        self._beside: tuple[Sequence[Expression], Treatment] = ((), ANYTHING)
         self._shapes: list[tuple[int | None, ...]] | None = None
         self.content = state.content_of(call) if content is None else content
         self.layer = facts.operation
@@ -189,9 +191,18 @@ class RuleCall:
             self._facts.scales[name] = scale
 
     @property
-    def treatment(self) -> str | None:
+    def treatment(self) -> Treatment:
         """What was said with `treat` so far."""
-        return self._treatment
+        return self._said[0]
+
+    @property
+    def treated(self) -> Treated:
+        """The same, with the weights that it goes for."""
+        treatment, facts, names = self._said
+        role = MAKES if treatment.makes else FOLLOWS if treatment.weighs else None
+        if names is None:
+            names = dict.fromkeys(one.name for one in facts.axes if one.axis.role == role)
+        return Treated(treatment, tuple((facts, name) for name in names))
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape of a weight, as it is in the plan so far."""
@@ -209,31 +220,41 @@ class RuleCall:
 
     def treat(
         self,
-        treatment: str | None,
+        treatment: Treatment | None,
         beside: Sequence[Expression] = (),
-        others: str | None = None,
+        others: Treatment = ANYTHING,
+        *,
+        weights: Iterable[str] | None = None,
+        part: Any = None,
     ) -> None:
         """Says what the operation does to the value of a unit.
 
         A normalization over units of a size that isn't a multiple of the old one
         needs units that fill: that hold the mean of the others, or zero. Whether
-        they still do when they get there depends on what lies between. An operation
-        that says nothing is taken to make anything of them, which is always safe.
+        they still do when they get there depends on what lies between. The shares of
+        copies, new classes behind their head and the zeros of a new residual block depend
+        on it as well. An operation that says nothing is taken to make anything of units,
+        which is always safe.
 
         Args:
-            treatment: One of the constants of `facts`.
+            treatment: One of the constants of `treatments`.
             beside: The axes that it passes through with other units, for which it does
                 something else: a `Dense` behind a transposition, say, makes units on the
                 last axis, and mixes the places on which others lie.
             others: What it does to the values of those.
+            weights: The names of the weights in which its output is linear. Defaults to
+                those that make units, or else to all that hold something for each.
+            part: The layer inside this one that has these weights, whose rule was applied
+                before. Defaults to `None`: the layer itself.
         """
-        self._treatment = treatment
+        facts = self._facts if part is None else self._state.facts[id(part)]
+        self._said = treatment or ANYTHING, facts, weights
         self._beside = beside, others
 
     @property
     def made(self) -> Content:
         """What the outputs hold for units that fill, by what was said with `treat`."""
-        content = self.content.after(self._treatment)
+        content = self.content.after(self.treatment)
         beside, others = self._beside
         if any(True for axis in beside for _ in widths_of(axis)):
             content = content.join(self.content.after(others))
@@ -350,7 +371,7 @@ class RuleCall:
         inner = RuleCall(self._state, self._call, facts, self._follow, content or self.content)
         inner._shapes = shapes or self._shapes
         outputs = rule(inner, *args, **kwargs)
-        self._treatment, self._beside = inner._treatment, inner._beside
+        self._said, self._beside = inner._said, inner._beside
         return outputs
 
     def follow(self, function: Any, axes: Axes) -> Axes | None:

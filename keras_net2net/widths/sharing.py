@@ -16,15 +16,13 @@ from keras_net2net.widths.expressions import Expression, Obstacle, fix, resolve,
 from keras_net2net.widths.facts import (
     FOLLOWS,
     MAKES,
-    MAKES_UNITS,
-    NORMALIZES,
-    PASSES,
     READS,
-    RESCALES,
     Facts,
+    Treated,
     VariableAxis,
 )
 from keras_net2net.widths.inferred import Inferred
+from keras_net2net.widths.treatments import Joins
 
 
 def share_parts(state: Inferred) -> None:
@@ -142,18 +140,16 @@ def _is_linear(
         """Whether a tensor holds shares of the same units."""
         return any(resolve(one.axis.expression) == units for one in held.get(id(x), ()))
 
-    kind = type(call.operation).__name__
-    if state.treatments.get(id(call)) == PASSES and kind not in _PRODUCTS:
+    treatment = state.treated_by(call).treatment
+    if treatment.joins not in (Joins.PRODUCT, Joins.QUOTIENT) and treatment.is_linear:
         return all(map(shared, call.inputs))
+    # A product is linear in one of several tensors, if it alone holds shares.
     others = [x for x in call.inputs if x is not tensor]
     if len(others) + 1 != len(call.inputs) or any(map(shared, others)):
         return False
-    if kind in ("Divide", "TrueDivide"):
-        return call.inputs[0] is tensor and call.args[:1] == (tensor,)
-    return kind == "Multiply"
-
-
-_PRODUCTS = ("Multiply", "Divide", "TrueDivide")  # linear in one of several tensors
+    if treatment.joins == Joins.QUOTIENT:
+        return call.inputs[0] is tensor
+    return treatment.joins == Joins.PRODUCT
 
 
 class _Paths:
@@ -165,7 +161,6 @@ class _Paths:
         self._read: dict[int, list[Call]] = {}
         self._entered: dict[int, tuple[Tensor, Call]] = {}
         self._outputs: set[int] = set()
-        self._parts: dict[str, list[Facts]] = {}
         for graph, call in state.graph.all_calls():
             for tensor in call.outputs:
                 self._made[id(tensor)] = call
@@ -180,9 +175,6 @@ class _Paths:
         for graph in state.graph.subgraphs():
             if not graph.opened or graph is state.graph:
                 self._outputs.update(map(id, graph.flat_outputs))
-        for facts in state.facts.values():
-            if facts.part_of is not None:
-                self._parts.setdefault(facts.part_of, []).append(facts)
 
     def makers(self, tensor: Tensor, wanted: Expression, reader: Call) -> list[VariableAxis] | None:
         """The axes of weights that make the units of a tensor, if they may hold shares.
@@ -216,26 +208,16 @@ class _Paths:
         return found
 
     def _of_call(self, call: Call, wanted: Expression) -> list[VariableAxis] | None:
-        treatment = self._state.treatments.get(id(call))
-        facts = self._state.facts[id(call.operation)]
-        if treatment == PASSES:
-            places: list[VariableAxis] = []
-            for tensor in call.inputs:
-                if not self._holds(tensor, wanted):
-                    continue
-                found = self.makers(tensor, wanted, call)
-                if found is None:
-                    return None
-                places += found
-            return places or None
-        if type(call.operation).__name__ == "Multiply":  # linear in each alone
-            tries = (self.makers(x, wanted, call) for x in call.inputs if self._holds(x, wanted))
-            return next(filter(None, tries), None)
-        if treatment not in (MAKES_UNITS, NORMALIZES, RESCALES) or facts.calls != 1:
+        treated = self._state.treated_by(call)
+        inputs = [x for x in call.inputs if self._holds(x, wanted)]
+        if treated.treatment.is_linear:
+            found = [self.makers(x, wanted, call) for x in inputs]
+            return None if None in found else [x for one in found for x in one or ()] or None
+        if treated.treatment.joins == Joins.PRODUCT:  # linear in each alone
+            return next(filter(None, (self.makers(x, wanted, call) for x in inputs)), None)
+        if not treated.treatment.is_linear_in_weights:
             return None
-        if treatment == NORMALIZES and "gamma" not in facts.weights:
-            return None
-        return self._of_weights([facts, *self._parts.get(facts.path, [])], wanted)
+        return self._of_weights(treated, wanted)
 
     def _holds(self, tensor: Tensor, wanted: Expression) -> bool:
         widths = set(map(id, widths_of(wanted)))
@@ -243,8 +225,17 @@ class _Paths:
             id(width) in widths for axis in self._state.of(tensor) for width in widths_of(axis)
         )
 
-    def _of_weights(self, all_facts: list[Facts], wanted: Expression) -> list[VariableAxis] | None:
-        tensors = {(one.facts, one.name) for one, _ in self._state.variables.values()}
-        if any((facts, name) in tensors for facts in all_facts for name in facts.weights):
-            return None
-        return [one for facts in all_facts for one in _makers(facts, wanted)] or None
+    def _of_weights(self, treated: Treated, wanted: Expression) -> list[VariableAxis] | None:
+        """The axes of a layer's weights, if all in which it is linear have these units.
+
+        One that hasn't, as a bias that is the same for all of them, would be added to
+        each copy as a whole.
+        """
+        tensors = {one.facts for one, _ in self._state.variables.values()}
+        found: list[VariableAxis] = []
+        for facts, name in treated.weights:
+            mine = [one for one in _makers(facts, wanted) if one.name == name]
+            if not mine or facts.calls != 1 or facts in tensors:
+                return None
+            found += mine
+        return found or None

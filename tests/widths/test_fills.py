@@ -9,8 +9,9 @@ import pytest
 
 from keras_net2net.planning.remaps import COPY, ZERO, draw_bound
 from keras_net2net.widths.expressions import Concat, Fixed, Obstacle, Product, Width
-from keras_net2net.widths.facts import MADE, Content, Normalized
+from keras_net2net.widths.facts import Normalized
 from keras_net2net.widths.fills import fills_for
+from keras_net2net.widths.treatments import MADE, Content
 
 pytestmark = pytest.mark.pure
 

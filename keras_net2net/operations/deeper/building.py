@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -38,34 +39,31 @@ class Namer:
         """The name of a layer without the number of an earlier growth."""
         return re.sub(rf"_{self._word}_\d+(_\d+x\d+)?$", "", name)
 
-    def number(self, bases: Iterable[str]) -> int:
+    def _named(self, base: str, number: int) -> str:
+        return f"{base}_{self._word}_{number}"
+
+    def number(self, bases: Sequence[str], first: int = 1) -> int:
         """The first number that is free for all names."""
-        number = 1
-        while any(f"{base}_{self._word}_{number}" in self._taken for base in bases):
-            number += 1
-        return number
+        return next(
+            number
+            for number in itertools.count(first)
+            if self._taken.isdisjoint(self._named(base, number) for base in bases)
+        )
 
     def take(self, base: str, number: int = 1) -> str:
         """A free name, with this number or one that follows it."""
-        while f"{base}_{self._word}_{number}" in self._taken:
-            number += 1
-        return self.reserve(f"{base}_{self._word}_{number}")
+        return self.reserve(self._named(base, self.number([base], number)))
 
     def stem(self, name: str) -> str:
         """A name with a number that no other name begins with, for a layer and its followers."""
-        number = 1
-        while True:
-            stem = f"{self.base(name)}_{self._word}_{number}"
-            if not any(one == stem or one.startswith(f"{stem}_") for one in self._taken):
-                return stem
-            number += 1
+        stems = (self._named(self.base(name), number) for number in itertools.count(1))
+        taken = [f"{one}_" for one in self._taken]
+        return next(stem for stem in stems if not any(x.startswith(f"{stem}_") for x in taken))
 
     def reserve(self, name: str) -> str:
         """A free name that begins like this."""
-        free, number = name, 1
-        while free in self._taken:
-            number += 1
-            free = f"{name}_{number}"
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        free = next(one for one in names if one not in self._taken)
         self._taken.add(free)
         return free
 
@@ -83,31 +81,6 @@ def resized(x: Tensor, axis: int, size: int) -> Tensor:
     shape = list(x.shape)
     shape[axis] = size
     return Tensor(tuple(shape), x.dtype)
-
-
-def insert_in_a_row(
-    draft: Draft, chain: list[Inserted], places: Iterable[tuple[Graph, Tensor]], behind: str
-) -> list[Tensor]:
-    """Inserts the same layers behind several tensors, one layer after the other.
-
-    Args:
-        draft: The draft.
-        chain: The layers, none of which changes the shape.
-        places: The tensors, with the graphs that they belong to.
-        behind: What the plan says that the first layer stands behind.
-
-    Returns:
-        For each tensor, what the last of the layers makes of it.
-    """
-    ends = []
-    for graph, x in places:
-        builder = Builder(draft, graph, behind=behind)
-        end = x
-        for inserted in chain:
-            end = builder.put(inserted, end)
-        builder.finish(x, end)
-        ends.append(end)
-    return ends
 
 
 @dataclasses.dataclass(eq=False)

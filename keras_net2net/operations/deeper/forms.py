@@ -12,7 +12,7 @@ from keras_net2net.errors import GrowthError
 from keras_net2net.internals.activations import activation_label, is_linear
 from keras_net2net.operations.blocks import Block, find_block
 from keras_net2net.operations.data import inputs_of
-from keras_net2net.operations.deeper.building import insert_in_a_row
+from keras_net2net.operations.deeper.building import Builder
 from keras_net2net.operations.deeper.identities import activation_layer, kernel_layer, normalization
 from keras_net2net.operations.deeper.moments import Channels, Moments, derived, measure, pooled
 from keras_net2net.operations.families import FAMILY_NAMES, bn_axis
@@ -217,12 +217,16 @@ def insert_chains(
         What was inserted.
     """
     ends = [block.end for block in point.blocks]
-    graphs = [block.graph for block in point.blocks]
     behind = point.facts.path
     insertions: list[Insertion] = []
     for _ in range(count):
         made = chain()
-        ends = insert_in_a_row(draft, made, zip(graphs, ends, strict=True), behind)
+        for i, block in enumerate(point.blocks):
+            builder = Builder(draft, block.graph, behind=behind)
+            end = ends[i]
+            for inserted in made:
+                end = builder.put(inserted, end)
+            ends[i] = builder.finish(ends[i], end)[0]
         insertions += [inserted.insertion for inserted in made]
         behind = made[followed].path
     return insertions

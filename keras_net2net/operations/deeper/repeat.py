@@ -12,21 +12,18 @@ from keras import layers
 
 from keras_net2net.errors import GrowthError, NotIdentityError
 from keras_net2net.graph.structure import Call, Graph, Tensor
-from keras_net2net.internals.activations import Activation, describe
+from keras_net2net.internals.activations import Activation, activation_of, describe
 from keras_net2net.operations.blocks import between
 from keras_net2net.operations.deeper.building import Builder, Namer, new_layer
 from keras_net2net.operations.deeper.silence import (
-    RANDOM,
-    UNCHANGED,
     Silencer,
     Solution,
-    activation_of,
-    kind_of,
 )
 from keras_net2net.operations.families import CONVOLUTIONS, bn_axis
 from keras_net2net.operations.select import Output, not_rewired
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import InitialWeight, Insertion
+from keras_net2net.widths.inferred import Inferred
 
 
 @dataclasses.dataclass(eq=False)
@@ -55,12 +52,13 @@ class Part:
     last: str
 
 
-def part_between(graph: Graph, start: Output, end: Output) -> Part:
+def part_between(state: Inferred, start: Output, end: Output) -> Part:
     """The part between two tensors of a graph, and how it becomes the identity.
 
     Raises:
         GrowthError: If there is no way from one to the other, or it can't be repeated.
     """
+    graph = start.graph
     if graph.opened:
         raise not_rewired(graph)
     calls = between(graph, start.tensor, end.tensor)
@@ -76,7 +74,7 @@ def part_between(graph: Graph, start: Output, end: Output) -> Part:
             ),
         )
     calls = [dataclasses.replace(call) for call in calls]
-    silencer = Silencer(calls, start.tensor, values_of(graph, end.tensor))
+    silencer = Silencer(state, calls, start.tensor, values_of(state, graph, end.tensor))
     if not any(
         call.operation.weights for call in calls if isinstance(call.operation, layers.Layer)
     ):
@@ -206,20 +204,17 @@ def _projects(call: Call, x: Tensor) -> bool:
     return isinstance(layer, layers.Dense)
 
 
-def values_of(graph: Graph, tensor: Tensor) -> Activation | None:
+def values_of(state: Inferred, graph: Graph, tensor: Tensor) -> Activation | None:
     """What is known of the values of a tensor: those of the activation that makes it."""
-    while True:
-        call = graph.maker(tensor)
-        if call is None:
-            return None
-        kind = kind_of(call.operation)
-        if kind in UNCHANGED and call.inputs:
-            tensor = call.inputs[0]
-            known = values_of(graph, tensor)
-            bounded = known is not None and max(map(abs, known.values)) < math.inf
-            may_leave = kind == "gaussiandropout" or (bounded and kind in RANDOM)
-            return None if may_leave else known
-        activation = activation_of(call.operation)
-        if activation is None and kind is not None:
-            activation = getattr(call.operation, "activation", None)
-        return None if activation is None else describe(activation)
+    call = graph.maker(tensor)
+    if call is None:
+        return None
+    treatment = state.treated_by(call).treatment
+    if treatment.is_unchanged and call.inputs:
+        known = values_of(state, graph, call.inputs[0])
+        bounded = known is not None and max(map(abs, known.values)) < math.inf
+        return None if treatment.spreads or (bounded and treatment.drops) else known
+    activation = activation_of(call.operation)
+    if activation is None and (treatment.makes or treatment.weighs):
+        activation = getattr(call.operation, "activation", None)
+    return None if activation is None else describe(activation)

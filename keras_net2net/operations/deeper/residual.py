@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_net2net.errors import GrowthError, NotIdentityError
 from keras_net2net.graph.structure import Call, Graph, Tensor
-from keras_net2net.internals.activations import is_linear
+from keras_net2net.internals.activations import activation_of, is_linear
 from keras_net2net.operations.blocks import Block, find_block
 from keras_net2net.operations.deeper.building import Builder, Namer, new_layer, resized
 from keras_net2net.operations.deeper.identities import (
@@ -19,14 +19,23 @@ from keras_net2net.operations.deeper.identities import (
     kernel_config,
 )
 from keras_net2net.operations.deeper.repeat import Part, part_between, repeat, same_shape
-from keras_net2net.operations.deeper.silence import Silencer, activation_of, kind_of
-from keras_net2net.operations.deeper.sums import Sum, period_of, run_of, sum_at, sum_behind, sums_of
+from keras_net2net.operations.deeper.silence import Silencer
+from keras_net2net.operations.deeper.sums import (
+    Sum,
+    adds_or_subtracts,
+    period_of,
+    run_of,
+    sum_at,
+    sum_behind,
+    sums_of,
+)
 from keras_net2net.operations.families import KERNELS, bn_axis, size_key
 from keras_net2net.operations.select import Output, each_of, find_output, is_pattern, outputs_like
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.making import Inserted
 from keras_net2net.planning.plan import InitialWeight, Insertion
 from keras_net2net.planning.remaps import generator
+from keras_net2net.widths.inferred import Inferred
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +75,9 @@ def block_between(draft: Draft, pair: tuple[Any, Any]) -> Part:
             "the two are in different models",
             "Name two layers of one model, both nested or both not",
         )
-    part = part_between(start.graph, start, end)
+    part = part_between(draft.inference, start, end)
     if not same_shape(start.tensor, end.tensor):
-        raise _other_shape(part)
+        raise _other_shape(draft.inference, part)
     return part
 
 
@@ -77,33 +86,34 @@ def block_between(draft: Draft, pair: tuple[Any, Any]) -> Part:
 
 def _targets(draft: Draft, item: Any) -> list[Part | Block]:
     """What is to be inserted behind the layers that an item names."""
+    state = draft.inference
     if not is_pattern(item):
         output = find_output(draft, item)
-        return [_block_part(output) or _plain(output)]
+        return [_block_part(state, output) or _plain(state, output)]
     outputs = outputs_like(draft, item)
-    parts = [_block_part(output, only_ends=True) for output in outputs]
+    parts = [_block_part(state, output, only_ends=True) for output in outputs]
     found: list[Part | Block] = [part for part in parts if part is not None]
     if not found:
-        found = [_plain(one) for one in outputs if isinstance(one.operation, KERNELS)]
+        found = [_plain(state, one) for one in outputs if isinstance(one.operation, KERNELS)]
     if not found:
-        raise _no_block(outputs[0])
+        raise _no_block(state, outputs[0])
     return found
 
 
-def _block_part(output: Output, only_ends: bool = False) -> Part | None:
+def _block_part(state: Inferred, output: Output, only_ends: bool = False) -> Part | None:
     """The block that a layer ends, if there is one."""
     graph, call = output.graph, output.call
     if call is None:
         return None
     if call.inner is not None:
-        part = _composite(output)
+        part = _composite(state, output)
         if part is not None:
             return part
-    sums = {id(one.call): one for one in sums_of(graph)}
+    sums = {id(one.call): one for one in sums_of(state, graph)}
     tensor = output.tensor
-    end = sum_at(graph, tensor, sums)
+    end = sum_at(state, graph, tensor, sums)
     if end is None:
-        end = None if only_ends else sum_behind(graph, call, sums)
+        end = None if only_ends else sum_behind(state, graph, call, sums)
         if end is None:
             return None
         tensor = end.end
@@ -113,16 +123,16 @@ def _block_part(output: Output, only_ends: bool = False) -> Part | None:
     while following is not None and activation_of(following.operation) is not None:
         tensor = following.outputs[0]
         following = graph.only_reader(tensor)
-    run = run_of(graph, end, sums)
+    run = run_of(state, graph, end, sums)
     at = run.index(end)
-    start = run[at - period_of(graph, run, at) + 1].start
-    part = part_between(graph, Output.of(graph, start), Output.of(graph, tensor))
+    start = run[at - period_of(state, graph, run, at) + 1].start
+    part = part_between(state, Output.of(graph, start), Output.of(graph, tensor))
     if not same_shape(start, tensor):
-        raise _other_shape(part, sums)
+        raise _other_shape(state, part, sums)
     return part
 
 
-def _composite(output: Output) -> Part | None:
+def _composite(state: Inferred, output: Output) -> Part | None:
     """A layer or nested model that holds a whole block."""
     call = output.call
     if call is None or call.inner is None or not call.inputs:
@@ -130,21 +140,20 @@ def _composite(output: Output) -> Part | None:
     start = call.inputs[0]
     if not same_shape(start, output.tensor) or len(call.outputs) != 1:
         return None
-    solution = Silencer([call], start, None).identity(output.tensor)
-    if solution is None and not isinstance(call.operation, keras.Model):
-        inside = {kind_of(one.operation) for one in call.inner.calls}
-        if not any(kind in ("add", "subtract") for kind in inside):
-            return None  # such as LayerScale: a part of a block
-    return part_between(output.graph, Output.of(output.graph, start), output)
+    solution = Silencer(state, [call], start, None).identity(output.tensor)
+    sums = any(adds_or_subtracts(state, one) for one in call.inner.calls)
+    if solution is None and not sums and not isinstance(call.operation, keras.Model):
+        return None  # such as LayerScale: a part of a block
+    return part_between(state, Output.of(output.graph, start), output)
 
 
 # -- a block made for a plain layer -----------------------------------------------------
 
 
-def _plain(output: Output) -> Block:
+def _plain(state: Inferred, output: Output) -> Block:
     call = output.call
     if call is None or not isinstance(call.operation, KERNELS):
-        raise _no_block(output)
+        raise _no_block(state, output)
     return find_block(output.graph, call)
 
 
@@ -307,8 +316,8 @@ def _notes(target: Part | Block, draft: Draft, insertions: list[Any]) -> tuple[s
 # -- errors ----------------------------------------------------------------------------
 
 
-def _other_shape(part: Part, sums: dict[int, Sum] | None = None) -> GrowthError:
-    known = list((sums or {id(s.call): s for s in sums_of(part.graph)}).values())
+def _other_shape(state: Inferred, part: Part, sums: dict[int, Sum] | None = None) -> GrowthError:
+    known = list((sums or {id(s.call): s for s in sums_of(state, part.graph)}).values())
     return NotIdentityError(
         f"The part from {part.first!r} to {part.last!r} can't be repeated",
         (
@@ -330,7 +339,7 @@ def _nearest(graph: Graph, sums: list[Sum], call: Call | None) -> str:
     return f"Name the nearest block that hands its input on, which ends with {nearest.call.path!r}"
 
 
-def _no_block(output: Output) -> GrowthError:
+def _no_block(state: Inferred, output: Output) -> GrowthError:
     call = output.call
     kind = type(call.operation).__name__ if call is not None else "InputLayer"
     if call is not None and call.inner is not None and not call.inner.opened:
@@ -339,7 +348,7 @@ def _no_block(output: Output) -> GrowthError:
         more = f"Name a layer inside it, such as {inside!r}"
     else:
         why = "it isn't the end of a residual block, and no Dense or convolution layer either"
-        more = _nearest(output.graph, sums_of(output.graph), call)
+        more = _nearest(output.graph, sums_of(state, output.graph), call)
     return GrowthError(
         f"No residual block can be inserted after {output.path!r} ({kind})",
         why,

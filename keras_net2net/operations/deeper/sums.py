@@ -13,9 +13,12 @@ from typing import Any
 import keras
 
 from keras_net2net.graph.structure import Call, Graph, Tensor
+from keras_net2net.internals.activations import activation_of
 from keras_net2net.operations.blocks import between
-from keras_net2net.operations.deeper.silence import UNCHANGED, Silencer, activation_of, kind_of
+from keras_net2net.operations.deeper.silence import Silencer
 from keras_net2net.operations.families import KERNELS
+from keras_net2net.widths.inferred import Inferred
+from keras_net2net.widths.treatments import Joins
 
 
 @dataclasses.dataclass(eq=False)
@@ -75,72 +78,79 @@ class Ancestry:
         return self.tensors[common.bit_length() - 1] if common else None
 
 
-def sums_of(graph: Graph) -> list[Sum]:
+def sums_of(state: Inferred, graph: Graph) -> list[Sum]:
     """The sums of a graph that join branches of one tensor."""
     ancestry = Ancestry(graph)
-    return [one for call in graph.calls if (one := _as_sum(ancestry, call)) is not None]
+    return [one for call in graph.calls if (one := _as_sum(state, ancestry, call)) is not None]
 
 
-def _as_sum(ancestry: Ancestry, call: Call) -> Sum | None:
-    kind = kind_of(call.operation)
+def _as_sum(state: Inferred, ancestry: Ancestry, call: Call) -> Sum | None:
     opened = call.inner is not None and call.inner.opened
     if len(call.inputs) < 2 or len(call.outputs) != 1:
         return None
-    if kind not in ("add", "subtract") and not opened:
+    if not opened and not adds_or_subtracts(state, call):
         return None
-    for terms in (call.inputs, [] if opened else _terms(ancestry.graph, call)):
+    for terms in (call.inputs, [] if opened else _terms(state, ancestry.graph, call)):
         for i, x in enumerate(terms):
-            start = _unchanged(ancestry.graph, x)
+            start = _unchanged(state, ancestry.graph, x)
             others = terms[:i] + terms[i + 1 :]
             if x.shape != call.outputs[0].shape:
                 continue
             if not all(ancestry.depends(y, start) for y in others):
                 continue
-            if not opened or _adds(ancestry.graph, start, call):
+            if not opened or _adds(state, ancestry.graph, start, call):
                 return Sum(call, start, True)
     fork = None if opened else ancestry.fork(call.inputs)
     return None if fork is None else Sum(call, fork, False)
 
 
-def _terms(graph: Graph, call: Call) -> list[Tensor]:
+def adds_or_subtracts(state: Inferred, call: Call) -> bool:
+    """Whether a call is a sum of tensors, or a difference."""
+    return state.treated_by(call).treatment.joins in (Joins.SUM, Joins.DIFFERENCE)
+
+
+def _terms(state: Inferred, graph: Graph, call: Call) -> list[Tensor]:
     """What is added, where a sum adds to one that nothing else reads: `(x + f(x)) + g(x)`."""
     found: list[Tensor] = []
     for x in call.inputs:
         before = graph.maker(x)
-        inner = before is not None and kind_of(before.operation) == "add"
-        if before is not None and inner and graph.only_reader(x) is call:
-            found += _terms(graph, before)
+        adds = before is not None and state.treated_by(before).treatment.joins == Joins.SUM
+        if before is not None and adds and graph.only_reader(x) is call:
+            found += _terms(state, graph, before)
         else:
             found.append(x)
     return found
 
 
-def _adds(graph: Graph, start: Tensor, call: Call) -> bool:
+def _adds(state: Inferred, graph: Graph, start: Tensor, call: Call) -> bool:
     """Whether a layer of several inputs adds them in its own way, such as `x + scale * y`."""
     calls = between(graph, start, call.outputs[0])
-    return Silencer(calls, start, None).identity(call.outputs[0]) is not None
+    return Silencer(state, calls, start, None).identity(call.outputs[0]) is not None
 
 
-def _unchanged(graph: Graph, tensor: Tensor) -> Tensor:
+def _unchanged(state: Inferred, graph: Graph, tensor: Tensor) -> Tensor:
     """The tensor that is handed on as it is."""
     while True:
         call = graph.maker(tensor)
-        if call is None or kind_of(call.operation) not in UNCHANGED or len(call.inputs) != 1:
+        if call is None or call.inner is not None or len(call.inputs) != 1:
+            return tensor
+        if not state.treated_by(call).treatment.is_unchanged:
             return tensor
         tensor = call.inputs[0]
 
 
-def _finishes(call: Call) -> bool:
+def _finishes(state: Inferred, call: Call) -> bool:
     """Whether a call may be what ends a block behind its sum: an activation, a normalization."""
     if len(call.inputs) != 1 or call.inner is not None:
         return False
     if call.inputs[0].shape != call.outputs[0].shape:
         return False
-    kind = kind_of(call.operation) or ""
-    return kind in UNCHANGED or activation_of(call.operation) is not None or "normalization" in kind
+    treatment = state.treated_by(call).treatment
+    known = treatment.is_unchanged or treatment.normalizes
+    return known or activation_of(call.operation) is not None
 
 
-def sum_at(graph: Graph, tensor: Tensor, sums: dict[int, Sum]) -> Sum | None:
+def sum_at(state: Inferred, graph: Graph, tensor: Tensor, sums: dict[int, Sum]) -> Sum | None:
     """The sum that a tensor is the end of the block of."""
     while True:
         call = graph.maker(tensor)
@@ -148,12 +158,12 @@ def sum_at(graph: Graph, tensor: Tensor, sums: dict[int, Sum]) -> Sum | None:
             return None
         if id(call) in sums:
             return sums[id(call)]
-        if not _finishes(call) or graph.only_reader(call.inputs[0]) is not call:
+        if not _finishes(state, call) or graph.only_reader(call.inputs[0]) is not call:
             return None
         tensor = call.inputs[0]
 
 
-def sum_behind(graph: Graph, call: Call, sums: dict[int, Sum]) -> Sum | None:
+def sum_behind(state: Inferred, graph: Graph, call: Call, sums: dict[int, Sum]) -> Sum | None:
     """The sum that a layer is the last one before."""
     family = isinstance(call.operation, KERNELS)
     tensor = call.outputs[0]
@@ -165,7 +175,7 @@ def sum_behind(graph: Graph, call: Call, sums: dict[int, Sum]) -> Sum | None:
             found = sums[id(reader)]
             layer = isinstance(reader.operation, keras.Layer)
             return found if found.carried and not (family and layer) else None
-        known = _finishes(reader) or _single_passing(reader)
+        known = _finishes(state, reader) or _single_passing(reader)
         if not known:
             return None
         tensor = reader.outputs[0]
@@ -177,7 +187,7 @@ def _single_passing(call: Call) -> bool:
     return same and call.inner is not None and call.inner.opened
 
 
-def run_of(graph: Graph, end: Sum, sums: dict[int, Sum]) -> list[Sum]:
+def run_of(state: Inferred, graph: Graph, end: Sum, sums: dict[int, Sum]) -> list[Sum]:
     """The blocks that follow each other along a stream, one of which is given."""
     if not end.carried:
         return [end]
@@ -186,7 +196,7 @@ def run_of(graph: Graph, end: Sum, sums: dict[int, Sum]) -> list[Sum]:
     for one in sums.values():
         if not one.carried:
             continue
-        previous = sum_at(graph, one.start, sums)
+        previous = sum_at(state, graph, one.start, sums)
         if previous is not None and previous.carried and previous is not one:
             before[id(one)] = previous
             behind[id(previous)] = one
@@ -198,7 +208,7 @@ def run_of(graph: Graph, end: Sum, sums: dict[int, Sum]) -> list[Sum]:
     return run
 
 
-def period_of(graph: Graph, run: list[Sum], at: int) -> int:
+def period_of(state: Inferred, graph: Graph, run: list[Sum], at: int) -> int:
     """How many sums of a run, up to one of them, are a block: those that repeat."""
     kinds = [_kind(graph, one) for one in run]
     for period in range(1, at + 2):
@@ -208,9 +218,16 @@ def period_of(graph: Graph, run: list[Sum], at: int) -> int:
         if mine in (previous, following):
             return period if (at + 1) % period == 0 else 1
     # Nothing repeats: a transformer of one block ends with what doesn't attend.
-    attends = [any("attention" in name or "softmax" in name for name, _ in one) for one in kinds]
+    attends = [
+        any(_attends(state, call) for call in between(graph, one.start, one.end)) for one in run
+    ]
     whole = at == len(run) - 1 and all(attends[:at]) and not attends[at]
     return at + 1 if whole else 1
+
+
+def _attends(state: Inferred, call: Call) -> bool:
+    inside = [one for graph in call.insides for one in graph.calls]
+    return any(_attends(state, one) for one in inside) or state.treated_by(call).treatment.attends
 
 
 def _kind(graph: Graph, one: Sum) -> tuple[Any, ...]:

@@ -45,6 +45,7 @@ _FAMILIES = (layers.Dense, layers.Conv2D)
 class HiddenUnits:
     """Where units are added: the layer that makes them, and those that read them."""
 
+    width: Width
     maker: Facts
     block: Block
     readers: tuple[Facts, ...]
@@ -75,7 +76,7 @@ def find_hidden_units(draft: Draft, width: Width) -> HiddenUnits | str:
         readers.append(draft.inference.facts[id(consumer.operation)])
     if any(x is block.end for x in graph.flat_outputs) or not readers:
         return "nothing in the same graph reads its units"
-    return HiddenUnits(maker, block, tuple(readers))
+    return HiddenUnits(width, maker, block, tuple(readers))
 
 
 def _is_of_family(layer: Any) -> bool:
@@ -100,11 +101,15 @@ class GradMax:
     Args:
         draft: The draft; its model runs forwards and backwards once.
         hidden: Where units are added.
+        remaps: The remap of each width that grows.
     """
 
-    def __init__(self, draft: Draft, hidden: Mapping[Width, HiddenUnits]) -> None:
+    def __init__(
+        self, draft: Draft, hidden: Sequence[HiddenUnits], remaps: Mapping[Width, Remap]
+    ) -> None:
         self._draft = draft
         self._hidden = hidden
+        self._remaps = remaps
         data = (inputs_of(draft.calibration), targets_of(draft.calibration))
         problem = "New units can't be chosen by gradient"
         if data[1] is None:
@@ -118,9 +123,9 @@ class GradMax:
                 "Compile the model first",
             )
         x, y = (keras.tree.map_structure(keras.ops.convert_to_tensor, one) for one in data)
-        readers = [facts.operation for units in hidden.values() for facts in units.readers]
+        readers = [facts.operation for units in hidden for facts in units.readers]
         readers = list({id(layer): layer for layer in readers}.values())
-        makers = [units.maker.operation for units in hidden.values()]
+        makers = [units.maker.operation for units in hidden]
         shapes: dict[int, tuple[int, ...]] = {}
 
         def note(layer: Any, z: Any) -> Any:
@@ -138,47 +143,38 @@ class GradMax:
         slopes = _slopes(draft, x, y, readers, zeros)
         self._slopes = {id(one): g.astype(float) for one, g in zip(readers, slopes, strict=True)}
 
-    def choose(
-        self, remaps: Mapping[Width, Remap]
-    ) -> tuple[dict[str, tuple[Addition, ...]], list[str]]:
+    def choose(self) -> tuple[dict[str, tuple[Addition, ...]], list[str]]:
         """The weights of new units.
-
-        Args:
-            remaps: The remap of each width that grows.
 
         Returns:
             What is added to weights, by path, where new units start at zero; and notes.
         """
-        added: dict[str, list[Addition]] = {}
+        added: dict[str, tuple[Addition, ...]] = {}
         notes: list[str] = []
-        for width, units in self._hidden.items():
-            for path, addition in self._chosen(width, units, remaps, notes):
-                added.setdefault(path, []).append(addition)
-        return {path: tuple(all_of_it) for path, all_of_it in added.items()}, notes
+        for units in self._hidden:
+            for path, addition in self._chosen(units, notes):
+                added[path] = (*added.get(path, ()), addition)
+        return added, notes
 
-    def _chosen(
-        self, width: Width, units: HiddenUnits, remaps: Mapping[Width, Remap], notes: list[str]
-    ) -> Iterator[tuple[str, Addition]]:
+    def _chosen(self, units: HiddenUnits, notes: list[str]) -> Iterator[tuple[str, Addition]]:
         h = self._read(units.maker)
         if units.block.normalization is not None:
             h = h - h.mean(axis=tuple(range(h.ndim - 1)))
         left, values, right = np.linalg.svd(self._gradient(h, units), full_matrices=False)
         rank = int(np.sum(values > 1e-10 * max(values[0], 1e-30)))
-        count = int(remaps[width].new.sum())
-        if count > rank:
+        missing = int(self._remaps[units.width].new.sum()) - rank
+        if missing > 0:
             notes.append(
-                f"{width!r}: the gradient has {rank} directions, the other {count - rank} new "
+                f"{units.width!r}: the gradient has {rank} directions, the other {missing} new "
                 "units are random"
             )
         value, slope = _at_zero(units.block.function)
         if units.block.normalization is None and value == 0.0 and slope != 0.0:
-            notes.append(f"{width!r}: new units read nothing at first, and are read along G")
-            directions = self._directions(right[:rank], count, width)
-            yield from self._outgoing(width, units, directions, remaps)
+            notes.append(f"{units.width!r}: new units read nothing at first, and are read along G")
+            yield from self._outgoing(units, self._directions(right[:rank], units.width))
         else:
-            notes.append(f"{width!r}: new units read along G, and aren't read at first")
-            directions = self._directions(left.T[:rank], count, width)
-            yield from self._incoming(width, units, h, directions, remaps)
+            notes.append(f"{units.width!r}: new units read along G, and aren't read at first")
+            yield from self._incoming(units, h, self._directions(left.T[:rank], units.width))
 
     def _read(self, maker: Facts) -> np.ndarray:
         """What each output of a layer reads."""
@@ -191,11 +187,7 @@ class GradMax:
         return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
     def _outgoing(
-        self,
-        width: Width,
-        units: HiddenUnits,
-        directions: np.ndarray,
-        remaps: Mapping[Width, Remap],
+        self, units: HiddenUnits, directions: np.ndarray
     ) -> Iterator[tuple[str, Addition]]:
         """New units that are read along directions."""
         kernels = [_kernel(facts) for facts in units.readers]
@@ -206,24 +198,19 @@ class GradMax:
         for facts, kernel, part in zip(units.readers, kernels, parts, strict=True):
             # As a slice of a kernel with the axis of the units taken out.
             shape = (*kernel.shape[:-2], kernel.shape[-1])
-            yield self._addition(facts, -2, width, part.reshape(-1, *shape), remaps)
+            yield self._addition(facts, -2, units, part.reshape(-1, *shape))
 
     def _incoming(
-        self,
-        width: Width,
-        units: HiddenUnits,
-        h: np.ndarray,
-        directions: np.ndarray,
-        remaps: Mapping[Width, Remap],
+        self, units: HiddenUnits, h: np.ndarray, directions: np.ndarray
     ) -> Iterator[tuple[str, Addition]]:
         """New units that read along directions, in front of a normalization as it sees them."""
         kernel = _kernel(units.maker)
         scale = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), axis=0).mean()
-        remap = remaps[width]
+        remap = self._remaps[units.width]
         signs, variances = self._signs(h @ (scale * directions.T), units, remap)
         incoming = scale * directions * signs[:, None]
         values = incoming.reshape(-1, *kernel.shape[:-1])
-        yield self._addition(units.maker, -1, width, values, remaps)
+        yield self._addition(units.maker, -1, units, values)
         normalization = units.block.normalization
         if normalization is not None:
             facts = self._draft.inference.facts[id(normalization)]
@@ -234,8 +221,9 @@ class GradMax:
                 old = internals.read_variable(getattr(normalization, name))[remap.index[at]]
                 yield f"{facts.path}/{name}", Addition(0, at, (target - old).astype("float32"))
 
-    def _directions(self, found: np.ndarray, count: int, width: Width) -> np.ndarray:
+    def _directions(self, found: np.ndarray, width: Width) -> np.ndarray:
         """As many directions of length one as there are new units."""
+        count = int(self._remaps[width].new.sum())
         directions = found[:count]
         missing = count - len(directions)
         if missing:
@@ -271,25 +259,20 @@ class GradMax:
         return np.where(sizes[0] >= sizes[1], 1.0, -1.0), variance
 
     def _addition(
-        self,
-        facts: Facts,
-        axis: int,
-        width: Width,
-        values: np.ndarray,
-        remaps: Mapping[Width, Remap],
+        self, facts: Facts, axis: int, units: HiddenUnits, values: np.ndarray
     ) -> tuple[str, Addition]:
         """Weights of new units, zero towards what else is new."""
         axes = list(facts.weights["kernel"])
         axis %= len(axes)
         del axes[axis]
         for i, other in enumerate(axes, start=1):
-            remap = remap_of(other.expression, remaps)
+            remap = remap_of(other.expression, self._remaps)
             if remap is None:
                 continue
             wide = np.zeros((*values.shape[:i], remap.size, *values.shape[i + 1 :]))
             np.moveaxis(wide, i, 0)[~remap.new] = np.moveaxis(values, i, 0)
             values = wide
-        at = np.flatnonzero(remaps[width].new)
+        at = np.flatnonzero(self._remaps[units.width].new)
         return f"{facts.path}/kernel", Addition(axis, at, values.astype("float32"))
 
 

@@ -146,7 +146,7 @@ class Wider(Resizing):
             sizes = asked.sizes.items()
             remaps = {w: draw(draft.seed, w.name, int(w.size or 0), n) for w, n in sizes}
             if hidden:
-                additions, notes = GradMax(draft, hidden).choose(remaps)
+                additions, notes = GradMax(draft, hidden, remaps).choose()
         if not asked.sizes:
             return self._nothing(draft, asked.skipped)
         widths, layers = draft.widen(asked.sizes, self._how, asked.paths, fills, additions)
@@ -161,15 +161,15 @@ class Wider(Resizing):
             )
         ]
 
-    def _hidden(self, draft: Draft, asked: Asked) -> dict[Width, HiddenUnits]:
+    def _hidden(self, draft: Draft, asked: Asked) -> list[HiddenUnits]:
         """Where units can be chosen by gradient; takes out the widths where they can't."""
-        hidden = {}
+        hidden = []
         problem = "New units of layer {} can't be chosen by gradient"
         instead = "Pass `new_units='fresh'`, or choose another layer"
         for width in list(asked.sizes):
             found = find_hidden_units(draft, width)
             if isinstance(found, HiddenUnits):
-                hidden[width] = found
+                hidden.append(found)
             else:
                 asked.leave(width, found, problem, instead, GrowthError)
         return hidden

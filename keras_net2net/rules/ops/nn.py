@@ -18,9 +18,11 @@ from keras_net2net.rules.kinds import (
     with_space,
 )
 from keras_net2net.rules.ops.numpy import REDUCES, named
+from keras_net2net.rules.pooling import POOLS, pooled
 from keras_net2net.widths.expressions import Axes, Expression, Fixed, product, regroup
 from keras_net2net.widths.registry import Refusal, refuse, register_rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import COMPETES
 
 NORMALIZES = "normalizes over its units"
 BLOCKS = "moves blocks of this axis to another one"
@@ -35,6 +37,7 @@ def softmax(call: RuleCall, x: Axes) -> Axes:
             call.fix(x[at], NORMALIZES)
         else:
             call.compete(x[at], kind, NORMALIZES)
+            call.treat(COMPETES)
     return x
 
 
@@ -69,7 +72,8 @@ def pooling(call: RuleCall, inputs: Axes) -> Axes:
     if len(call.output_shapes[0]) != len(inputs):
         # Up to Keras 3.15 at least, the adaptive ones say so with the channels last.
         return Refusal("gives its output a shape that it doesn't have")(call, inputs)[0]
-    return with_space(call, inputs, "pools along this axis")
+    call.treat(pooled(call))
+    return with_space(call, inputs, POOLS)
 
 
 @register_rule(ops.one_hot)

@@ -17,9 +17,9 @@ from keras_net2net.rules.kinds import (
     use,
 )
 from keras_net2net.widths.expressions import Axes, Fixed, product
-from keras_net2net.widths.facts import KEEPS_ZERO, PASSES
 from keras_net2net.widths.registry import refuse, register_rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import BENDS, KEEPS_ZERO, PASSES
 
 
 def named(*names: str) -> list[Any]:
@@ -210,8 +210,14 @@ def reduction(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
     reduced = positions(call.layer.axis, len(x))
     over = [x[at] for at in reduced]
     name = type(call.layer).__name__.lower()
-    if not has_units(tuple(over)):
-        call.treat(PASSES if name in ("mean", "sum") else KEEPS_ZERO if name == "max" else None)
+    whole = not has_units(tuple(over))
+    if name in ("mean", "sum"):
+        # Along units it is linear, but not in each of them alone.
+        call.treat(PASSES if whole else BENDS)
+    elif name == "max" and whole:
+        call.treat(KEEPS_ZERO)
+    if whole:
+        pass
     elif name in OF_EQUAL_COPIES:
         call.normalize(product(over), None, why=f"takes the {name} over its units")
     elif name == "sum":

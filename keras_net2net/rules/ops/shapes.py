@@ -25,18 +25,20 @@ from keras_net2net.widths.expressions import (
     product,
     regroup,
 )
-from keras_net2net.widths.facts import PASSES, FromEnd
+from keras_net2net.widths.facts import FromEnd
 from keras_net2net.widths.registry import Refusal, refuse, register_rule
 from keras_net2net.widths.rule_call import RuleCall
+from keras_net2net.widths.treatments import BENDS, MOVES, PASSES
 
 BATCH = "puts the batch and the other axes on one"
 CUTS = "cuts this axis at a place that doesn't line up with its parts"
-MOVES = "reverses or moves what is along this axis"
+REORDERS = "reverses or moves what is along this axis"
 
 
 @register_rule(ops.reshape)
 def reshape(call: RuleCall, x: Axes) -> Axes:
     """Regroups units; those of a split axis become factors."""
+    call.treat(MOVES)
     shape, target = call.output_shapes[0], call.setting("newshape")
     # From the last axis of unknown size on, both shapes are known. What is in front of
     # that can't be told apart; mostly it is the batch alone.
@@ -64,7 +66,6 @@ def reshape(call: RuleCall, x: Axes) -> Axes:
         "newshape",
         tuple(old if old in (-1, None) else axis for old, axis in zip(target, axes, strict=True)),
     )
-    call.treat(PASSES)
     return axes
 
 
@@ -75,7 +76,7 @@ def expand_dims(call: RuleCall, x: Axes) -> Axes:
     axes = list(x)
     for at in positions(axis, len(x) + (len(axis) if isinstance(axis, (list, tuple)) else 1)):
         axes.insert(at, Fixed(1))
-    call.treat(PASSES)
+    call.treat(MOVES)
     return tuple(axes)
 
 
@@ -86,7 +87,7 @@ def squeeze(call: RuleCall, x: Axes) -> Axes:
     dropped = (
         [at for at, e in enumerate(x) if e.size == 1] if axis is None else positions(axis, len(x))
     )
-    call.treat(PASSES)
+    call.treat(MOVES)
     return use(call, x, dropped, "drops this axis", keep=False)
 
 
@@ -94,7 +95,7 @@ def squeeze(call: RuleCall, x: Axes) -> Axes:
 def transpose(call: RuleCall, x: Axes) -> Axes:
     """Moves units to other axes."""
     axes = call.layer.axes
-    call.treat(PASSES)
+    call.treat(MOVES)
     return tuple(reversed(x)) if axes is None else tuple(x[axis] for axis in axes)
 
 
@@ -106,7 +107,7 @@ def moveaxis(call: RuleCall, x: Axes) -> Axes:
     targets = [axis % len(x) for axis in call.layer.destination]
     for target, source in sorted(zip(targets, sources, strict=True)):
         order.insert(target, source)
-    call.treat(PASSES)
+    call.treat(MOVES)
     return tuple(x[at] for at in order)
 
 
@@ -116,7 +117,7 @@ def swapaxes(call: RuleCall, x: Axes) -> Axes:
     axes = list(x)
     first, second = call.layer.axis1, call.layer.axis2
     axes[first], axes[second] = axes[second], axes[first]
-    call.treat(PASSES)
+    call.treat(MOVES)
     return tuple(axes)
 
 
@@ -124,21 +125,21 @@ def swapaxes(call: RuleCall, x: Axes) -> Axes:
 def reorder(call: RuleCall, x: Axes) -> Axes:
     """Passes units through on other axes than those that are reordered."""
     call.treat(PASSES)
-    return use(call, x, positions(call.layer.axis, len(x)), MOVES)
+    return use(call, x, positions(call.layer.axis, len(x)), REORDERS)
 
 
 @register_rule(*(getattr(ops, name) for name in ("fliplr", "flipud") if hasattr(ops, name)))
 def flip_one(call: RuleCall, x: Axes) -> Axes:
     """Passes units through on other axes than the one that is reordered."""
     call.treat(PASSES)
-    return use(call, x, [1 if type(call.layer).__name__ == "Fliplr" else 0], MOVES)
+    return use(call, x, [1 if type(call.layer).__name__ == "Fliplr" else 0], REORDERS)
 
 
 @register_rule(ops.rot90)
 def rot90(call: RuleCall, array: Axes) -> Axes:
     """Passes units through on other axes than the two that it turns."""
     call.treat(PASSES)
-    return use(call, array, positions(list(call.layer.axes), len(array)), MOVES)
+    return use(call, array, positions(list(call.layer.axes), len(array)), REORDERS)
 
 
 @register_rule(ops.broadcast_to)
@@ -204,7 +205,6 @@ def pad(call: RuleCall, x: Axes, constant_values: Any = None, **kwargs: Any) -> 
 @register_rule(ops.concatenate)
 def concatenate(call: RuleCall, xs: list[Axes]) -> Axes:
     """Puts units one after the other; ties those on the other axes."""
-    call.treat(PASSES if all(map(has_units, tensors_in(xs))) else None)
     return _join(call, xs, call.layer.axis)
 
 
@@ -221,7 +221,6 @@ STACKS = {"Vstack": 0, "Hstack": 1, "Dstack": 2}
 @register_rule(ops.vstack, ops.hstack, *([ops.dstack] if hasattr(ops, "dstack") else []))
 def stack_along(call: RuleCall, xs: list[Axes]) -> Axes:
     """Puts units one after the other; ties those on the other axes."""
-    call.treat(PASSES if all(map(has_units, tensors_in(xs))) else None)
     parts = tensors_in(xs)
     if len(parts[0]) == 2 and type(call.layer).__name__ == "Dstack":
         parts = [(*part, Fixed(1)) for part in parts]
@@ -232,7 +231,6 @@ def _join(call: RuleCall, xs: Sequence[Any], axis: int) -> Axes:
     parts = tensors_in(xs)
     if len({len(part) for part in parts}) > 1 or len(parts) != len(xs) or len(parts[0]) <= axis:
         return Refusal("joins tensors of different ranks")(call, xs)[0]
-    call.treat(PASSES if all(map(has_units, parts)) else None)
     return join(call, parts, axis)
 
 
@@ -312,6 +310,7 @@ def _fixed_parts(call: RuleCall, x: Axes, axis: int, why: str) -> list[Axes]:
 @register_rule(ops.get_item)
 def get_item(call: RuleCall, x: Axes, key: Any) -> Axes:
     """Cuts units at places that follow them; inside a layer's code they stay."""
+    call.treat(BENDS)
     keys = list(key) if isinstance(key, (tuple, list)) else [key]
     if not all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in keys):
         return Refusal("picks places that aren't known")(call, x)[0]
@@ -340,7 +339,7 @@ def get_item(call: RuleCall, x: Axes, key: Any) -> Axes:
     if has_units(tuple(counted)) and not call.configure_argument("key", moved):
         call.fix(counted, STAYS)
     whole = all(any(axis is given for given in x) for axis in axes if has_units((axis,)))
-    call.treat(PASSES if whole else None)
+    call.treat(PASSES if whole else BENDS)
     return tuple(axes)
 
 

@@ -10,7 +10,7 @@ import pytest
 from keras import layers, ops
 
 from keras_net2net.rules import table
-from keras_net2net.widths.registry import FOLLOWS, OPENED, REFUSED, opened, refuse, state_of
+from keras_net2net.widths.registry import FOLLOWED, OPENED, REFUSED, opened, refuse, state_of
 
 pytestmark = pytest.mark.pure
 
@@ -84,7 +84,7 @@ def test_the_command_writes_the_page(tmp_path, capsys):
 
 
 def test_the_states_of_some():
-    assert state_of(layers.Dense).kind == state_of(ops.swish).kind == FOLLOWS
+    assert state_of(layers.Dense).kind == state_of(ops.swish).kind == FOLLOWED
     assert state_of(layers.Masking).kind == state_of(ops.ravel).kind == REFUSED
     assert state_of(layers.Masking).summary == "decides by all units of a step whether to mask it"
     assert state_of(keras.Layer) is None
