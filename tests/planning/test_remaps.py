@@ -16,7 +16,7 @@ from keras_net2net.planning.remaps import (
     remap_of,
     removal,
 )
-from keras_net2net.widths.expressions import Concat, Fixed, Product, Width
+from keras_net2net.widths.expressions import Concat, Fixed, Product, Width, resolve
 
 pytestmark = pytest.mark.pure
 
