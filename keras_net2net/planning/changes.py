@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from keras_net2net.planning.remaps import COPY, REMOVED, Remap, generator
+from keras_net2net.planning.remaps import COPY, REMOVED, ByValue, Remap, generator
 from keras_net2net.widths.facts import MAKES, READS
 
 _CHUNK = 2**18  # weights that are shared at a time: what is in between stays in the cache
@@ -65,7 +65,7 @@ class AxisChange:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Addition:
+class Addition(ByValue):
     """Numbers that were worked out for some units, and are added to their weights.
 
     Args:
@@ -77,18 +77,6 @@ class Addition:
     axis: int
     at: np.ndarray
     values: np.ndarray
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Addition):
-            return NotImplemented
-        return (
-            self.axis == other.axis
-            and np.array_equal(self.at, other.at)
-            and np.array_equal(self.values, other.values)
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.axis, self.at.tobytes()))
 
 
 @dataclasses.dataclass(frozen=True)

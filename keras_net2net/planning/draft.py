@@ -188,23 +188,17 @@ class Draft:
             for tensor in (*call.inputs, *call.outputs):
                 if self._has_fixed(tensor, width):
                     readers.setdefault(id(tensor), []).append(call)
-        start = [call for call in calls if call.operation is facts.operation]
-        previous: dict[int, Call | None] = {id(call): None for call in start}
-        queue = deque(start)
+        queue = deque((one, [one.path]) for one in calls if one.operation is facts.operation)
+        seen = {id(call) for call, _ in queue}
         while queue:
-            call = queue.popleft()
+            call, path = queue.popleft()
             if call.path == goal:
-                path: list[str] = []
-                step: Call | None = call
-                while step is not None:
-                    path.append(step.path)
-                    step = previous[id(step)]
-                return path[::-1]
+                return path
             for tensor in (*call.outputs, *call.inputs):
                 for other in readers.get(id(tensor), ()):
-                    if id(other) not in previous:
-                        previous[id(other)] = call
-                        queue.append(other)
+                    if id(other) not in seen:
+                        seen.add(id(other))
+                        queue.append((other, [*path, other.path]))
         return [facts.path, *([goal] if goal and goal != facts.path else [])]
 
     def _has_fixed(self, tensor: Tensor, width: Width) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -31,8 +32,30 @@ REMOVED = -1  # what `Remap.into` holds for units that nothing takes over
 COPY, ZERO = -1, -2  # what `Remap.fill` holds beside the numbers of groups
 
 
+class ByValue:
+    """Lets dataclasses that hold arrays be compared, array by array."""
+
+    def _values(self) -> list[Any]:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return [getattr(self, field.name) for field in fields if field.compare]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(map(_same, self._values(), other._values()))
+
+    def __hash__(self) -> int:
+        return hash(tuple(x for x in self._values() if not isinstance(x, np.ndarray)))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return bool(np.array_equal(one, other))
+    return bool(one == other)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Remap:
+class Remap(ByValue):
     """Where each new unit of an axis comes from.
 
     Args:
@@ -68,9 +91,9 @@ class Remap:
     groups: np.ndarray | None = None
     into: np.ndarray | None = None
     left: float | None = None
-    name: str = ""
-    parts: tuple[Remap, ...] = ()
-    crossed: bool = False
+    name: str = dataclasses.field(default="", compare=False)
+    parts: tuple[Remap, ...] = dataclasses.field(default=(), compare=False)
+    crossed: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -93,23 +116,6 @@ class Remap:
         if self.into is not None:
             return 1.0 if self.left is None else self.left * self.old_size / self.size
         return 1.0 - float(np.mean(self.fills))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Remap):
-            return NotImplemented
-        return (
-            self.old_size == other.old_size
-            and np.array_equal(self.index, other.index)
-            and np.array_equal(self.new, other.new)
-            and self.left == other.left
-            and all(
-                np.array_equal(getattr(self, key), getattr(other, key))
-                for key in ("bound", "fill", "groups", "into")
-            )
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.old_size, self.index.tobytes()))
 
     def __repr__(self) -> str:
         return f"{self.old_size} -> {self.size}"
