@@ -18,12 +18,12 @@ import keras
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.graph.structure import Call, Graph, Shape, Tensor
+from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.planning.blueprint import Blueprint
 from keras_net2net.planning.making import grown_values
 from keras_net2net.planning.plan import LayerChange
-from keras_net2net.widths.expressions import Axes, is_axes, resolve
+from keras_net2net.widths.expressions import is_axes, resolve
 from keras_net2net.widths.facts import Facts
 from keras_net2net.widths.registry import rule_for
 
@@ -170,23 +170,18 @@ def new_build_shapes(facts: Facts) -> dict[str, Any] | None:
         return None
     args, kwargs = facts.given
     if len(built_with) == 1:
-        ((key, old),) = built_with.items()
-        given = args[0] if args else next(iter(kwargs.values()))
-        return {key: _shapes_like(given, old)}
-    named = dict(zip(facts.operation.call_signature_parameters, args, strict=False))
-    named.update(kwargs)
-    return {
-        key: old
-        if named.get(key.removesuffix("_shape")) is None
-        else _shapes_like(named[key.removesuffix("_shape")], old)
-        for key, old in built_with.items()
-    }
+        named = dict.fromkeys(built_with, args[0] if args else next(iter(kwargs.values())))
+    else:
+        names = facts.operation.call_signature_parameters
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        named = {key: given.get(key.removesuffix("_shape")) for key in built_with}
+    return {key: _shapes_like(named[key], old) for key, old in built_with.items()}
 
 
 def _shapes_like(given: Any, old: Any) -> Any:
     """The shapes of tensors; a batch size keeps what the build has seen of it."""
     if is_axes(given):
-        shape = _shape_of(given)
+        shape = tuple(resolve(axis).size for axis in given)
         if isinstance(old, (tuple, list)) and len(old) == len(shape) and shape:
             return (old[0], *shape[1:])
         return shape
@@ -198,12 +193,13 @@ def _shapes_like(given: Any, old: Any) -> Any:
     return old
 
 
-def _shape_of(axes: Axes) -> Shape:
-    return tuple(resolve(axis).size for axis in axes)
-
-
 def relabel(graph: Graph, layers: Iterable[Facts], transaction: Transaction) -> None:
-    """Gives the symbolic tensors of a graph, and what records shapes, their new sizes."""
+    """Gives the symbolic tensors of a graph, and what records shapes, their new sizes.
+
+    The obvious way is to call all layers anew. Then the tensors would be others, and
+    models that a user has made from the old ones would lose the grown model's graph; and
+    each call takes its time. Shapes are all that changes where nothing is inserted.
+    """
     for inner in graph.subgraphs():
         tensors = [*inner.flat_inputs, *(t for call in inner.calls for t in call.outputs)]
         for tensor in tensors:
@@ -259,38 +255,27 @@ def rewire(graph: Graph, inserted: dict[int, Any], transaction: Transaction) -> 
     """
     function: Any = internals.function_of(graph.model)
     known = {id(tensor): tensor.keras_tensor for tensor in graph.flat_inputs}
-    likes = {id(t): t.keras_tensor for call in graph.calls for t in call.outputs}
-    transaction.remember(function)
-    transaction.remember(graph.model)
-    for tensor in known.values():
-        layer = internals.input_layer(tensor)
-        if layer is not None:
-            transaction.remember(layer)
-    for call in graph.calls:
-        if call.node is not None:
-            transaction.remember(call.operation)
-    new_layers = []
+    input_layers = map(internals.input_layer, known.values())
+    called = [call.operation for call in graph.calls if call.node is not None]
+    transaction.remember(function, graph.model, *filter(None, input_layers), *called)
     for call in graph.calls:
         args, kwargs = keras.tree.map_structure(
             lambda x: known[id(x)] if isinstance(x, Tensor) else x, (call.args, call.kwargs)
         )
+        outputs = [_new_tensor(tensor) for tensor in call.outputs]
+        known.update(zip(map(id, call.outputs), outputs, strict=True))
         operation = inserted.get(id(call.operation), call.operation)
-        outputs = []
-        for tensor in call.outputs:
-            like = likes[id(tensor)]
-            if like is None:
-                outputs.append(keras.KerasTensor(tensor.shape, dtype=tensor.dtype))
-            else:
-                outputs.append(internals.new_tensor(like, tensor.shape, True))
-        for tensor, symbolic in zip(call.outputs, outputs, strict=True):
-            known[id(tensor)] = symbolic
         internals.record_call(operation, args, kwargs, outputs, call.node)
-        if operation is not call.operation and operation not in new_layers:
-            new_layers.append(operation)
-    outputs = keras.tree.map_structure(lambda t: known[id(t)], graph.outputs)
-    internals.set_graph(function, outputs)
+    internals.set_graph(function, keras.tree.map_structure(lambda t: known[id(t)], graph.outputs))
     internals.track_layers(
         function, [op for op in function.operations if isinstance(op, keras.Layer)]
     )
     if function is not graph.model:
         internals.insert_into_sequential(graph.model, function)
+
+
+def _new_tensor(tensor: Tensor) -> Any:
+    """Keras's tensor for one of a graph: like the one that it had, if it had one."""
+    if tensor.keras_tensor is None:
+        return keras.KerasTensor(tensor.shape, dtype=tensor.dtype)
+    return internals.new_tensor(tensor.keras_tensor, tensor.shape, True)

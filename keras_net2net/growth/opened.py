@@ -60,11 +60,10 @@ class OpenedLayers:
         blueprint, _ = growth.stages[-1]
         graph, steps = blueprint.graph, blueprint.plan.steps
         calls = {id(call.inner): call for _, call in graph.all_calls() if call.inner is not None}
-        opened = {
-            id(one.model): one
-            for one in reversed(list(graph.subgraphs()))  # the inner ones first
-            if one.opened and (id(one) in calls or one is graph)
-        }
+        opened: dict[int, Graph] = {}
+        for one in reversed(list(graph.subgraphs())):  # the inner ones first, each layer once
+            if one.opened and (id(one) in calls or one is graph):
+                opened.setdefault(id(one.model), one)
         if not opened or not any(step.layers for step in steps):
             return ()  # nothing has other sizes
         ruled = {id(f.operation) for f in blueprint.facts if f.has_rule and not f.opened}

@@ -97,7 +97,12 @@ class Transaction:
                 undo.settle()
 
     def roll_back(self) -> None:
-        """Puts everything back, the last change first."""
+        """Puts everything back, the last change first.
+
+        Other orders fail: what is undone by running code (a flag that a setter hands down, a
+        value that is assigned) needs its objects as they were when it was done, and those may
+        have been remembered again since, by an attempt inside that was given up.
+        """
         while self._undo:
             self._undo.pop()()
 

@@ -8,7 +8,6 @@ wiring in the graph, and records what it did. The model itself is never touched.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections import deque
@@ -29,7 +28,7 @@ from keras_net2net.planning.changes import (
     VariableReplacement,
 )
 from keras_net2net.planning.evaluating import Evaluator, Start
-from keras_net2net.planning.making import build_inserted
+from keras_net2net.planning.making import Inserted, build_inserted
 from keras_net2net.planning.plan import Insertion, LayerChange, Plan, Step, WidthChange
 from keras_net2net.planning.remaps import Remap, appended, draw, draw_bound
 from keras_net2net.rules import builtin  # noqa: F401
@@ -43,42 +42,6 @@ from keras_net2net.widths.facts import Facts
 from keras_net2net.widths.inference import infer
 from keras_net2net.widths.inferred import Inferred
 from keras_net2net.widths.reading import read
-
-
-@dataclasses.dataclass(eq=False)
-class Inserted:
-    """A layer that the plan inserts.
-
-    Args:
-        insertion: What the plan says of it.
-        layer: A stand-in without weights.
-        make: Makes the layer itself, with its weights. Defaults to `None`: it is built
-            from its configuration, for the shapes of what it reads.
-    """
-
-    insertion: Insertion
-    layer: Any
-    make: Callable[[], Any] | None = None
-
-    @property
-    def path(self) -> str:
-        """Its path."""
-        return self.insertion.path
-
-
-class Placeholder:
-    """What stands for a layer of which nothing is known but its name, until it is made.
-
-    Inference has no rule for it, so that it fixes all widths that reach it.
-
-    Args:
-        name: The name of the layer.
-        **penalties: Its regularizers, by the names of the attributes that hold them.
-    """
-
-    def __init__(self, name: str, **penalties: Any) -> None:
-        self.name = name
-        vars(self).update(penalties)
 
 
 class Draft:
@@ -225,23 +188,17 @@ class Draft:
             for tensor in (*call.inputs, *call.outputs):
                 if self._has_fixed(tensor, width):
                     readers.setdefault(id(tensor), []).append(call)
-        start = [call for call in calls if call.operation is facts.operation]
-        previous: dict[int, Call | None] = {id(call): None for call in start}
-        queue = deque(start)
+        queue = deque((one, [one.path]) for one in calls if one.operation is facts.operation)
+        seen = {id(call) for call, _ in queue}
         while queue:
-            call = queue.popleft()
+            call, path = queue.popleft()
             if call.path == goal:
-                path: list[str] = []
-                step: Call | None = call
-                while step is not None:
-                    path.append(step.path)
-                    step = previous[id(step)]
-                return path[::-1]
+                return path
             for tensor in (*call.outputs, *call.inputs):
                 for other in readers.get(id(tensor), ()):
-                    if id(other) not in previous:
-                        previous[id(other)] = call
-                        queue.append(other)
+                    if id(other) not in seen:
+                        seen.add(id(other))
+                        queue.append((other, [*path, other.path]))
         return [facts.path, *([goal] if goal and goal != facts.path else [])]
 
     def _has_fixed(self, tensor: Tensor, width: Width) -> bool:

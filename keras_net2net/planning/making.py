@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_net2net import internals
 from keras_net2net.planning.plan import Insertion, LayerChange
+
+
+@dataclasses.dataclass(eq=False)
+class Inserted:
+    """A layer that the plan inserts.
+
+    Args:
+        insertion: What the plan says of it.
+        layer: A stand-in without weights.
+        make: Makes the layer itself, with its weights. Defaults to `None`: it is built
+            from its configuration, for the shapes of what it reads.
+    """
+
+    insertion: Insertion
+    layer: Any
+    make: Callable[[], Any] | None = None
+
+    @property
+    def path(self) -> str:
+        """Its path."""
+        return self.insertion.path
+
+
+class Placeholder:
+    """What stands for a layer of which nothing is known but its name, until it is made.
+
+    Inference has no rule for it, so that it fixes all widths that reach it.
+
+    Args:
+        name: The name of the layer.
+        **penalties: Its regularizers, by the names of the attributes that hold them.
+    """
+
+    def __init__(self, name: str, **penalties: Any) -> None:
+        self.name = name
+        vars(self).update(penalties)
 
 
 def build_inserted(

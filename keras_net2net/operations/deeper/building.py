@@ -17,8 +17,8 @@ from keras_net2net import internals
 from keras_net2net.graph.copying import check_copy, copy_layer
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.operations.deeper.silence import Zeros
-from keras_net2net.planning.draft import Draft, Inserted, Placeholder
-from keras_net2net.planning.making import build_inserted
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.making import Inserted, Placeholder, build_inserted
 from keras_net2net.planning.plan import InitialWeight, Insertion
 from keras_net2net.planning.remaps import generator
 

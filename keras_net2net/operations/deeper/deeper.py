@@ -39,7 +39,8 @@ from keras_net2net.operations.deeper.residual import (
 from keras_net2net.operations.families import DEPTHWISE, FAMILY, FAMILY_NAMES, KERNELS, channel_axis
 from keras_net2net.operations.select import find_layers, fixed_request, label
 from keras_net2net.operations.wider.wider import Wider
-from keras_net2net.planning.draft import Draft, Inserted
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.making import Inserted
 from keras_net2net.planning.plan import Step
 from keras_net2net.widths.facts import Facts
 

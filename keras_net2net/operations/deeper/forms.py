@@ -17,7 +17,8 @@ from keras_net2net.operations.deeper.identities import activation_layer, kernel_
 from keras_net2net.operations.deeper.moments import Channels, Moments, derived, measure, pooled
 from keras_net2net.operations.families import FAMILY_NAMES, bn_axis
 from keras_net2net.operations.select import label
-from keras_net2net.planning.draft import Draft, Inserted
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.making import Inserted
 from keras_net2net.planning.plan import Insertion
 from keras_net2net.widths.facts import Facts
 

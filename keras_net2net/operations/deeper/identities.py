@@ -20,7 +20,7 @@ from keras_net2net.operations.blocks import Block
 from keras_net2net.operations.deeper.building import new_layer
 from keras_net2net.operations.deeper.moments import Moments
 from keras_net2net.operations.families import DEPTHWISE, SEPARABLE, SLIDING, bn_axis, channel_axis
-from keras_net2net.planning.draft import Inserted
+from keras_net2net.planning.making import Inserted
 from keras_net2net.planning.plan import InitialWeight
 
 

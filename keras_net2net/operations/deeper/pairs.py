@@ -26,7 +26,8 @@ from keras_net2net.operations.deeper.forms import (
 )
 from keras_net2net.operations.deeper.identities import leaves_alone
 from keras_net2net.operations.select import find_layers, fixed_request, label
-from keras_net2net.planning.draft import Draft, Inserted
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.making import Inserted
 from keras_net2net.planning.plan import Insertion, Skipped, Step
 from keras_net2net.widths.facts import Facts
 

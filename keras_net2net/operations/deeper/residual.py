@@ -31,7 +31,8 @@ from keras_net2net.operations.deeper.sums import (
 )
 from keras_net2net.operations.families import KERNELS, bn_axis, size_key
 from keras_net2net.operations.select import Output, each_of, find_output, is_pattern, outputs_like
-from keras_net2net.planning.draft import Draft, Inserted
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.making import Inserted
 from keras_net2net.planning.plan import InitialWeight, Insertion
 from keras_net2net.planning.remaps import generator
 from keras_net2net.widths.inferred import Inferred
