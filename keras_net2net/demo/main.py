@@ -37,15 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.fail(f"--output {chosen.output}: {error}")
     from keras_net2net.demo import plot, table  # with what is installed, as has been seen
 
-    print(images)
-    print(f"Keras {keras.__version__} on {keras.backend.backend()}, seed {chosen.seed}")
+    print(f"{images}\nKeras {keras.__version__} on {keras.backend.backend()}, seed {chosen.seed}")
     print("\n--- Grown: one fit, wider and deeper on the way ---")
     grown = training.run_grown(chosen, images)
     print("\n--- From scratch: the final architecture, for as many steps ---")
     scratch = training.run_from_scratch(chosen, images, grown.model)
     table.show(grown, scratch)
-    title = f"Grown against from scratch on {images.name}"
-    plot.draw(grown, scratch, title).savefig(picture, dpi=150)
+    plot.draw(grown, scratch, images.name).savefig(picture, dpi=150)
     grown.model.save(saved)
     print(f"\nThe validation curves are in {picture}\nThe grown network is in {saved}")
     return 0

@@ -13,7 +13,7 @@ from keras_net2net.demo.training import Run
 GROWN, SCRATCH, GROWTH = "#0072B2", "#D55E00", "#444444"
 
 
-def draw(grown: Run, scratch: Run, title: str) -> Figure:
+def draw(grown: Run, scratch: Run, name: str) -> Figure:
     """Draws the validation loss and accuracy of both runs, with the growths marked.
 
     At each growth the loss is shown twice: measured right before (a ring) and right after (the dot
@@ -22,21 +22,20 @@ def draw(grown: Run, scratch: Run, title: str) -> Figure:
     Args:
         grown: The `Run` that grew.
         scratch: The `Run` from scratch.
-        title: String, what was learnt.
+        name: String, what the data is called.
 
     Returns:
         The picture, a `matplotlib.figure.Figure`.
     """
     # A bare Figure, without pyplot: no window, no global state, whatever backend is set.
     figure = Figure(figsize=(11, 5), layout="constrained")
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(f"Grown against from scratch on {name}", fontsize=13)
     loss, accuracy = figure.subplots(1, 2)
-    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+    for axes, measure in ((loss, "loss"), (accuracy, "accuracy")):
         for run, label, color in ((scratch, "from scratch", SCRATCH), (grown, "grown", GROWN)):
-            values = getattr(run, name)
-            epochs = range(1, len(values) + 1)
+            epochs, values = zip(*enumerate(getattr(run, measure), start=1), strict=True)
             axes.plot(epochs, values, color=color, label=label, linewidth=2, marker=".")
-        axes.set_title(f"validation {name}", loc="left", fontsize=11)
+        axes.set_title(f"validation {measure}", loc="left", fontsize=11)
         axes.set_xlabel("epochs trained")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
@@ -50,6 +49,7 @@ def draw(grown: Run, scratch: Run, title: str) -> Figure:
     accuracy.legend(frameon=False, loc="lower right")
     for number, growth in enumerate(grown.growths):
         before, after = growth.loss_before, growth.loss_after
+        left = 2 * growth.epoch <= len(grown.loss)
         loss.plot(growth.epoch, before, "o", color=GROWTH, markersize=11, markerfacecolor="none")
         loss.plot(growth.epoch, after, "o", color=GROWTH, markersize=5)
         loss.annotate(
@@ -58,9 +58,11 @@ def draw(grown: Run, scratch: Run, title: str) -> Figure:
             # Each a little lower than the one before, so that close growths stay legible.
             (growth.epoch, 1 - 0.13 * number),
             xycoords=("data", "axes fraction"),
-            ha="left" if 2 * growth.epoch <= len(grown.loss) else "right",
+            xytext=(6 if left else -6, 0),
+            textcoords="offset points",
+            ha="left" if left else "right",
             va="top",
             color=GROWTH,
-            bbox={"facecolor": "white", "edgecolor": "none"},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from keras_net2net.demo.training import Run
 
@@ -18,7 +18,7 @@ def show(grown: Run, scratch: Run) -> None:
     """
     steps = int(grown.model.optimizer.iterations)
     table = Table(
-        "epoch",
+        Column("epoch", justify="right"),
         "growth",
         title=f"Parameters, validation accuracy and seconds, {steps:,} steps each",
         caption="A growth happens before the epoch that it stands at.",
@@ -33,8 +33,8 @@ def show(grown: Run, scratch: Run) -> None:
         # From 1, as in the progress on the screen above.
         cells = [str(epoch + 1), kinds.get(epoch, "")]
         for run in (grown, scratch):
-            accuracy, seconds = run.accuracy[epoch], run.seconds[epoch]
-            cells += [f"{run.parameters[epoch]:,}", f"{accuracy:.2%}", f"{seconds:.1f}"]
+            parameters, accuracy = run.parameters[epoch], run.accuracy[epoch]
+            cells += [f"{parameters:,}", f"{accuracy:.2%}", f"{run.seconds[epoch]:.1f}"]
         table.add_row(*cells, style="bold" if epoch in kinds else "")
     table.add_section()
     ours, theirs = (f"{sum(run.seconds):.1f}" for run in (grown, scratch))

@@ -151,6 +151,9 @@ def forget_functions(model: Any) -> None:
             setattr(model, name, None)
     if running:
         model.make_train_function(force=True)
+    if running and hasattr(model, "_record_training_state_sharding_spec"):
+        # On JAX, Keras before 3.12 lists how all variables are laid out when `fit` starts.
+        model._record_training_state_sharding_spec()
     if keras.backend.backend() == "jax" and hasattr(model, "_jax_state"):
         # The state of the last step, kept for callbacks, holds old arrays.
         model._jax_state = None

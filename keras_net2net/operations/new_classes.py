@@ -23,7 +23,8 @@ from keras_net2net.operations.base import Operation, reasons
 from keras_net2net.operations.resizing import Asked
 from keras_net2net.operations.select import Match, find_each, label
 from keras_net2net.planning.changes import NewUnits
-from keras_net2net.planning.draft import Draft, Start
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.evaluating import Start
 from keras_net2net.planning.plan import OutputChange, Skipped, Step
 from keras_net2net.planning.remaps import appended, remap_of
 from keras_net2net.widths.expressions import Concat, Expression, Product, Width, resolve, widths_of

@@ -241,8 +241,7 @@ class GrowOnPlateau(GrowingCallback):
         if self.revert and not report.plan.empty:
             transaction.settle()
             logged = self._recorder.keep_values(values)
-            number, grown = len(self.history) - 1, signature(self.model)
-            self._trial = Trial(transaction, values, number, grown, held, logged)
+            self._trial = Trial(transaction, values, signature(self.model), held, logged)
 
     def _with_callbacks(self, trial: Trial) -> Trial:
         """A trial from a process that was killed, with the callbacks that have begun by now."""
@@ -271,7 +270,7 @@ class GrowOnPlateau(GrowingCallback):
         return False
 
     def _undo(self, trial: Trial, epoch: int) -> None:
-        report = self.history[trial.number]
+        report = self.history[-1]
         since = f"the growth before epoch {(report.epoch or 0) + 1}"
         if signature(self.model) != trial.signature:
             warnings.warn(
@@ -283,7 +282,7 @@ class GrowOnPlateau(GrowingCallback):
             internals.set_values(trial.values)
             internals.forget_functions(self.model)
         self._recorder.record_undoing(self, epoch)
-        self.history[trial.number] = dataclasses.replace(report, undone=epoch)
+        self.history[-1] = dataclasses.replace(report, undone=epoch)
         self._event = -1
         best = "nothing" if self._now.best is None else f"{self._now.best:.4g}"
         self._tell(

@@ -12,7 +12,6 @@ from keras import layers, ops
 
 import keras_net2net as n2n
 from keras_net2net.errors import FixedWidthError, GrowthError, SizeError, UnknownLayerError
-from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     EAGERLY,
     array,
@@ -24,6 +23,7 @@ from tests.support.helpers import (
     randomize,
     train_a_step,
 )
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, operations, state
 
 

@@ -12,7 +12,6 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import FixedWidthError, GrowthError
-from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,
     EAGERLY,
@@ -25,6 +24,7 @@ from tests.support.helpers import (
     randomize,
     snapshot,
 )
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
 
 

@@ -15,7 +15,6 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, VerificationError
 from keras_net2net.planning.changes import VariableChange
-from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,
     EAGERLY,
@@ -27,6 +26,7 @@ from tests.support.helpers import (
     outputs,
     randomize,
 )
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
 
 GROWTH = [n2n.Wider("fc", 9), n2n.Deeper("fc")]

@@ -14,9 +14,9 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
-from tests.operations.test_base import assert_explained
 from tests.support.gradients import batch, dense, gradients
 from tests.support.helpers import BACKEND, EAGERLY, array, precision, randomize
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
 
 # -- all optimizers ----------------------------------------------------------------------------

@@ -322,7 +322,7 @@ def test_a_fit_goes_on_to_the_same_weights_as_one_without_the_failure(monkeypatc
     for failing in (False, True):
         keras.utils.set_random_seed(0)
         model = randomize(functional())
-        model.compile(keras.optimizers.Adam(0.05), "mse", metrics=["mae"], jit_compile=False)
+        model.compile(keras.optimizers.Adam(0.05), "mse", metrics=["mae"], **EAGERLY)
         callback = Fails(moment, monkeypatch)
         history = model.fit(
             x,

@@ -12,7 +12,6 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, SizeError, UnknownLayerError
 from keras_net2net.testing import check_model
-from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
     EAGERLY,
@@ -26,6 +25,7 @@ from tests.support.helpers import (
     randomize,
     train_a_step,
 )
+from tests.support.messages import refused
 from tests.support.states import assert_state, state
 
 

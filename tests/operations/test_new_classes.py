@@ -16,7 +16,6 @@ from keras_net2net.errors import (
     VerificationError,
 )
 from keras_net2net.growth.probe import Probe
-from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
     Closed,
@@ -29,6 +28,7 @@ from tests.support.helpers import (
     outputs,
     randomize,
 )
+from tests.support.messages import refused
 from tests.support.states import assert_state, state
 
 # On JAX, what Keras's own `MeanIoU` and its like do with labels warns of their dtype.

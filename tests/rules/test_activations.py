@@ -112,6 +112,7 @@ OVER_UNITS = {
 }
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("obstacle", OVER_UNITS.values(), ids=OVER_UNITS)
 def test_normalizing_over_hidden_units_is_refused_with_the_path(obstacle):
     model = randomize(sandwich((3, 5), layers.ReLU(name="relu"), obstacle()))
@@ -122,6 +123,7 @@ def test_normalizing_over_hidden_units_is_refused_with_the_path(obstacle):
     assert_untouched(model, weights)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("kind", [layers.Dense, lambda units, **kw: layers.Conv1D(units, 2, **kw)])
 def test_softmax_inside_a_hidden_layer_is_refused(kind):
     model = sandwich((3, 5), kind(4, activation="softmax", name="it"))

@@ -85,6 +85,7 @@ OTHERWISE = {
 }
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("product", OTHERWISE)
 def test_a_weight_that_is_used_otherwise_reads_no_more_units(product, monkeypatch):
     monkeypatch.setitem(PRODUCTS, product, OTHERWISE[product])

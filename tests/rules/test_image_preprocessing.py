@@ -86,6 +86,7 @@ def test_the_function_stays(name, tmp_path):
     check_growth(lambda: sandwich(IMAGE, CASES[name]()), path=tmp_path, train=False)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_mixes_channels_is_refused(name):
     if not hasattr(layers, name) or not hasattr(layers, "ReversibleEmbedding"):

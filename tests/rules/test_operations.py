@@ -101,6 +101,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize(("function", "why"), REFUSED.values(), ids=REFUSED)
 def test_what_mixes_units_is_refused(function, why):
     model = randomize(graph(function)())

@@ -683,6 +683,7 @@ def image(x):
     return ops.expand_dims(x, 1)
 
 
+@pytest.mark.pure
 @newest
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_followed_is_refused_by_name(name):

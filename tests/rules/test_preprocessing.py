@@ -127,6 +127,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_takes_units_together_is_refused(name):
     kind = name.split(",")[0]

@@ -16,8 +16,8 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError
 from keras_net2net.growth.probe import Probe
-from tests.operations.test_base import assert_explained
 from tests.support.helpers import BACKEND, EAGERLY, array, max_difference, outputs, randomize
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
 
 X, Y = (np.random.default_rng(k).standard_normal((8, k)).astype("float32") for k in (4, 2))

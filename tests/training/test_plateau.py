@@ -13,9 +13,9 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import FixedWidthError, GrowthError, SizeError
 from keras_net2net.growth.transaction import Transaction
-from tests.operations.test_base import assert_explained
 from tests.scenarios.test_callbacks_of_keras import Metric, Watch, stopping
 from tests.support.helpers import EAGERLY, array, cases, max_difference, outputs, randomize
+from tests.support.messages import assert_explained
 from tests.support.states import variables
 
 X, Y = (np.random.default_rng(k).standard_normal((8, k)).astype("float32") for k in (4, 2))

@@ -111,6 +111,11 @@ class Moment:
     watches: Mapping[str, Watch]
     begun: bool = False
 
+    def without_trials(self) -> Moment:
+        """The same, with no growth that may yet be undone."""
+        watches = {name: dataclasses.replace(one, trial=None) for name, one in self.watches.items()}
+        return dataclasses.replace(self, watches=watches)
+
 
 @dataclasses.dataclass(frozen=True)
 class GrowthLog:
@@ -199,26 +204,17 @@ class GrowthLog:
         """
         path = pathlib.Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise _unreadable(path, str(error)) from error
-        try:
-            return _from_json(json.loads(text))
-        except RecursionError as error:
-            raise _unreadable(path, "it is nested too deeply") from error
-        except (ValueError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
-            raise _unreadable(path, str(reason)) from error
-
-
-def _unreadable(path: pathlib.Path, reason: str) -> LogError:
-    return LogError(
-        f"The growth log {str(path)!r} can't be read",
-        reason,
-        "Pass the path of a log that `GrowthScheduler(..., log=path)` or `GrowOnPlateau(..., "
-        "log=path)` wrote; to begin a new one, delete or rename the file",
-        received=f"log={str(path)!r}",
-    )
+            return _from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            plain = isinstance(error, (OSError, ValueError, TypeError))
+            raise LogError(
+                f"The growth log {str(path)!r} can't be read",
+                str(error) if plain else f"{type(error).__name__}: {error}",
+                "Pass the path of a log that `GrowthScheduler(..., log=path)` or "
+                "`GrowOnPlateau(..., log=path)` wrote; to begin a new one, delete or rename the "
+                "file",
+                received=f"log={str(path)!r}",
+            ) from error
 
 
 # -- the file ------------------------------------------------------------------

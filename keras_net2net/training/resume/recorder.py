@@ -117,8 +117,7 @@ class Recorder:
             self._goes_on = not known
         else:
             self._log = self._with_backup(log, *found)
-        left = log.growths[len(self._log.growths) :]
-        for entry in left:
+        for entry in log.growths[len(self._log.growths) :]:
             if isinstance(entry, LoggedGrowth) and entry.epoch is not None:
                 self._seeds[self._name(entry), entry.epoch] = entry.seed
 
@@ -161,9 +160,7 @@ class Recorder:
         """Brings the model to a stage, its optimizer at the steps at which it was then."""
         model = self._model
         optimizer = getattr(model, "optimizer", None)
-        on_trial = {
-            watch.trial - 1: name for name, watch in watches.items() if watch.trial is not None
-        }
+        on_trial = {one.trial - 1: name for name, one in watches.items() if one.trial is not None}
         held = {place: read_values(self.path, place + 1) for place in on_trial}
         steps = 0 if optimizer is None else internals.steps_done(optimizer)
         if held and optimizer is not None and not optimizer.built:
@@ -180,9 +177,8 @@ class Recorder:
             report: GrowthReport = self._callbacks[self._name(growth)]._grow_again(growth)
             if place in held:
                 done.settle()
-                trials[on_trial[place]] = Trial(
-                    done, values, -1, signature(model), None, logged=place + 1
-                )
+                trial = Trial(done, values, signature(model), None, logged=place + 1)
+                trials[on_trial[place]] = trial
             return report
 
         try:
@@ -192,21 +188,15 @@ class Recorder:
                 internals.set_steps_done(optimizer, steps)
             raise
         for place, report in reports.items():
-            name = self._name(log.growths[place])
-            history = self._callbacks[name].history
-            history.append(report)
-            trial = trials.get(name)
-            if trial is not None and trial.logged == place + 1:
-                trials[name] = dataclasses.replace(trial, number=len(history) - 1)
+            self._callbacks[self._name(log.growths[place])].history.append(report)
         self._trials = trials
 
     def _moment(self, log: GrowthLog, digest: str, epoch: int) -> Moment | None:
         """The moment that a backup is of, if the log knows it."""
         within = any(one.within_epochs for one in self._backups)
         for moment in reversed(log.moments):
-            if moment.begun and not within:
-                continue
-            if moment.epoch == epoch and log.stages[moment.stage].weights == digest:
+            same = moment.epoch == epoch and log.stages[moment.stage].weights == digest
+            if same and (within or not moment.begun):
                 return moment
         return None
 
@@ -391,20 +381,11 @@ class Recorder:
     def end(self) -> None:
         """Ends a `fit`, and with it what is on trial, unless backups outlast it."""
         backups, self._backups = self._backups, []  # they hold the model
-        if self._log is None or not self._log.moments or not backups:
-            return
-        if not all(one.callback.delete_checkpoint for one in backups):
-            return
-        within = any(one.within_epochs for one in backups)
-        moments = self._log.moments if within else self._log.moments[-1:]
-        self._keep_moments(self._log, tuple(map(_without_trials, moments)))
-
-
-def _without_trials(moment: Moment) -> Moment:
-    watches = {
-        name: dataclasses.replace(watch, trial=None) for name, watch in moment.watches.items()
-    }
-    return dataclasses.replace(moment, watches=watches)
+        deleted = backups and all(one.callback.delete_checkpoint for one in backups)
+        if self._log is not None and self._log.moments and deleted:
+            within = any(one.within_epochs for one in backups)
+            moments = self._log.moments if within else self._log.moments[-1:]
+            self._keep_moments(self._log, tuple(one.without_trials() for one in moments))
 
 
 def _named(callbacks: Sequence[Any]) -> dict[str, Any]:

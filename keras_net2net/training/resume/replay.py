@@ -149,26 +149,29 @@ def bring(
             received=f"a model with {model.count_params():,} parameters",
         )
     reports = {}
+    left = {place: growth for place, growth in wanted.items() if place not in begun}
     with Transaction.around() as whole:
-        for place, growth in wanted.items():
-            if place in begun:
-                continue
+        for place, growth in left.items():
             with Transaction.around() as one:
                 report = redo(place, growth, one)
                 reports[place] = dataclasses.replace(report, epoch=growth.epoch)
-                now = architecture(model)
-                if now.layers != growth.after.layers:
-                    raise LogError(
-                        f"Growth {place + 1} of the log can't be done again to {model.name!r}",
-                        f"it led to {growth.after.parameters:,} parameters then, and leads to "
-                        f"{now.parameters:,} and other layers now: it depends on the weights, "
-                        "or on code that has changed",
-                        "Load the weights from before the growth first, or build the model as "
-                        "it was then",
-                        received=f"{list(growth.operations)!r}",
-                    )
+                _check_architecture(model, place, growth)
             whole.on_roll_back(one.roll_back)
     return reports
+
+
+def _check_architecture(model: Any, place: int, growth: LoggedGrowth) -> None:
+    """Checks that a growth that was done again has led to where it led then."""
+    now = architecture(model)
+    if now.layers != growth.after.layers:
+        raise LogError(
+            f"Growth {place + 1} of the log can't be done again to {model.name!r}",
+            f"it led to {growth.after.parameters:,} parameters then, and leads to "
+            f"{now.parameters:,} and other layers now: it depends on the weights, or on code that "
+            "has changed",
+            "Load the weights from before the growth first, or build the model as it was then",
+            received=f"{list(growth.operations)!r}",
+        )
 
 
 def upgrade_weights(

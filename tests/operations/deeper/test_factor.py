@@ -11,7 +11,6 @@ import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, SizeError
 from keras_net2net.operations.deeper.factor import factors
 from tests.operations.deeper.test_deeper import assert_reloads, conv, model_of, names
-from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
     EAGERLY,
@@ -25,6 +24,7 @@ from tests.support.helpers import (
     randomize,
     train_a_step,
 )
+from tests.support.messages import refused
 
 
 def factored(model: keras.Model, name: str, rank: int | None = None) -> n2n.GrowthReport:

@@ -11,8 +11,6 @@ import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, NotIdentityError
 from keras_net2net.operations.deeper.deeper import FORMS
 from tests.operations.deeper.test_deeper import assert_reloads, conv, model_of, names
-from tests.operations.test_base import assert_explained
-from tests.operations.test_wider import refused
 from tests.support.helpers import (
     EAGERLY,
     array,
@@ -22,6 +20,7 @@ from tests.support.helpers import (
     data_for,
     train_a_step,
 )
+from tests.support.messages import assert_explained, refused
 
 
 def grown(model: keras.Model, operation, **kwargs) -> n2n.GrowthReport:

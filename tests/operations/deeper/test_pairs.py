@@ -10,8 +10,6 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, NotIdentityError
 from tests.operations.deeper.test_deeper import assert_reloads, names
-from tests.operations.test_base import assert_explained
-from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
     EAGERLY,
@@ -24,6 +22,7 @@ from tests.support.helpers import (
     randomize,
     train_a_step,
 )
+from tests.support.messages import assert_explained, refused
 
 
 def unit(x, filters, size, name, activation="relu", norm=True, **kwargs):
@@ -199,6 +198,7 @@ def test_arguments_are_checked_and_kept():
 
 
 @pytest.mark.long
+@pytest.mark.skipif(BACKEND != "torch", reason="it is about many layers, and fastest there")
 def test_every_pair_of_inception_v3_is_deepened_by_two_more():
     """The paper's experiment."""
     model = keras.applications.InceptionV3(

@@ -10,8 +10,6 @@ from keras import layers, ops
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, NotIdentityError, UnknownLayerError, VerificationError
 from keras_net2net.operations.deeper import building
-from tests.operations.test_base import assert_explained
-from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
     EAGERLY,
@@ -28,6 +26,7 @@ from tests.support.helpers import (
     snapshot,
     train_a_step,
 )
+from tests.support.messages import assert_explained, refused
 from tests.support.states import assert_state, state
 
 Deeper = n2n.Deeper
@@ -1060,7 +1059,9 @@ NETWORKS = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", NETWORKS if BACKEND == "torch" else ["MobileNetV2", "ConvNeXtTiny"]
+)
 def test_a_block_of_a_network_is_repeated_as_the_identity(name):
     layer, count, first = NETWORKS[name]
     size = 75 if name.startswith("Inception") else 64

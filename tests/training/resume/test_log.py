@@ -14,10 +14,10 @@ from keras_net2net.training.resume import architecture as architectures
 from keras_net2net.training.resume import log as growth_log
 from keras_net2net.training.resume.architecture import architecture
 from keras_net2net.training.resume.log import GrowthLog
-from tests.operations.test_base import assert_explained
 from tests.support.helpers import EAGERLY, array, assert_same, both_modes, data_for, randomize
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
-from tests.training.test_callbacks import data
+from tests.training.test_scheduler import data
 
 GROWTHS = [
     n2n.Wider("fc", 9),

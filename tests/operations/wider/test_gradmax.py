@@ -10,7 +10,6 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError
 from keras_net2net.internals.gradients import gradients
-from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,
     EAGERLY,
@@ -22,6 +21,7 @@ from tests.support.helpers import (
     outputs,
     randomize,
 )
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
 
 

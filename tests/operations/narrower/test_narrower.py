@@ -12,7 +12,6 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError
 from keras_net2net.operations.narrower.duplicates import duplicates, weights_of
-from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,
     EAGERLY,
@@ -28,6 +27,7 @@ from tests.support.helpers import (
     snapshot,
     train_a_step,
 )
+from tests.support.messages import assert_explained
 from tests.support.random_models import Builder, Seeded, double_precision
 from tests.support.states import assert_state, state
 

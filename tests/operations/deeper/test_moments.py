@@ -13,7 +13,6 @@ import keras_net2net as n2n
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
 from keras_net2net.operations.deeper.moments import Moments, after_activation, pooled
-from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,
     EAGERLY,
@@ -25,6 +24,7 @@ from tests.support.helpers import (
     randomize,
     train_a_step,
 )
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
 
 

@@ -9,7 +9,7 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import ConflictError, FixedWidthError, GrowthError, SizeError
-from tests.operations.test_base import assert_explained, mlp
+from tests.operations.test_base import mlp
 from tests.support.helpers import (
     Closed,
     array,
@@ -19,6 +19,7 @@ from tests.support.helpers import (
     data_for,
     randomize,
 )
+from tests.support.messages import assert_explained, refused
 from tests.support.states import assert_state, state
 
 
@@ -57,20 +58,6 @@ def residual() -> keras.Model:
         return layers.Add(name="sum")([x, y])
 
     return functional(build)
-
-
-def refused(model: keras.Model, operation, kind: type[GrowthError], *content: str) -> str:
-    """An operation that is refused with a full message, and leaves the model bit-equal."""
-    before = state(model)
-    with pytest.raises(kind) as caught:
-        n2n.grow(model, operation, seed=0)
-    assert type(caught.value) is kind
-    assert_state(model, before)
-    parts = assert_explained(caught.value, *content)
-    assert parts["received"] == repr(operation)
-    with pytest.raises(kind):
-        n2n.plan(model, operation)
-    return str(caught.value)
 
 
 # -- sizes ------------------------------------------------------------------------

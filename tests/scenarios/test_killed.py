@@ -13,7 +13,7 @@ from tests.support.helpers import BACKEND, cases
 
 # The other backends trace or compile in every process, for each growth.
 KILLS = {"schedule": 20 if BACKEND == "torch" else 6, "plateau": 10, "revert": 10, "shared": 6}
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "resume.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "resume.py"
 
 
 @pytest.mark.long

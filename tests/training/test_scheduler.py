@@ -11,8 +11,8 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import FixedWidthError, GrowthError, SizeError
-from tests.operations.test_base import assert_explained
 from tests.support.helpers import EAGERLY, array, randomize
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
 
 
