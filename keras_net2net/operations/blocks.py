@@ -1,5 +1,6 @@
-"""Finding the block that a layer begins: its normalization and its activation.
+"""Parts of a graph: the block that a layer begins, and what lies between two tensors.
 
+A block is a layer with its normalization and its activation.
 The same block can be written as `Conv2D(activation="relu")`, as `Conv2D` and
 `ReLU`, or as `Conv2D`, `BatchNormalization` and `Activation`; all are read off
 the graph.
