@@ -15,7 +15,10 @@ from typing import Any
 
 import keras
 
-from keras_net2net import internals
+from keras_net2net import (
+    internals,
+    rules,  # noqa: F401
+)
 from keras_net2net.errors import GrowthError
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.planning.changes import (
@@ -27,7 +30,6 @@ from keras_net2net.planning.changes import (
 )
 from keras_net2net.planning.plan import Insertion, LayerChange, Plan, Step, WidthChange
 from keras_net2net.planning.remaps import Remap, appended, draw, draw_bound, remap_of
-from keras_net2net.rules import builtin  # noqa: F401
 from keras_net2net.widths.expressions import EXPRESSIONS, Expression, Width, resolve, widths_of
 from keras_net2net.widths.facts import MAKES, READS, Facts, FromEnd, Scaled, WeightAxis
 from keras_net2net.widths.inference import infer
