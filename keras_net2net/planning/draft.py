@@ -16,7 +16,10 @@ from typing import Any
 
 import keras
 
-from keras_net2net import internals
+from keras_net2net import (
+    internals,
+    rules,  # noqa: F401 - it fills the rule book
+)
 from keras_net2net.errors import GrowthError
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.planning.blueprint import Blueprint
@@ -31,13 +34,7 @@ from keras_net2net.planning.evaluating import Evaluator, Start
 from keras_net2net.planning.making import Inserted, build_inserted
 from keras_net2net.planning.plan import Insertion, LayerChange, Plan, Step, WidthChange
 from keras_net2net.planning.remaps import Remap, appended, draw, draw_bound
-from keras_net2net.rules import builtin  # noqa: F401
-from keras_net2net.widths.expressions import (
-    Width,
-    is_axes,
-    resolve,
-    widths_of,
-)
+from keras_net2net.widths.expressions import Width, is_axes, resolve, widths_of
 from keras_net2net.widths.facts import Facts
 from keras_net2net.widths.inference import infer
 from keras_net2net.widths.inferred import Inferred

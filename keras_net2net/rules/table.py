@@ -14,7 +14,6 @@ from typing import Any
 import keras
 
 from keras_net2net import internals
-from keras_net2net.rules import builtin  # noqa: F401
 from keras_net2net.widths.registry import FOLLOWED, OPENED, REFUSED, State, state_of
 
 # What `keras.layers` holds beside layers: base classes without a `call` of their own.

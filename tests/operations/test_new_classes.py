@@ -193,6 +193,51 @@ def test_a_softmax_stands_anywhere_behind_the_head(steps):
     assert_native(model)
 
 
+@keras.saving.register_keras_serializable("new_classes")
+class Factor(keras.Layer):
+    """A layer of a user with a rule: halves what it is given, or hands it on."""
+
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, x):
+        return x * self.factor
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor}
+
+
+@n2n.rules.register_rule(Factor)
+def factor(call, x):
+    """Passes units through, up to a factor."""
+    words = n2n.rules.treatments
+    known = words.UNCHANGED if call.layer.factor == 1.0 else words.PASSES
+    call.treat(known.but(factor=call.layer.factor))
+    return x
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [[Factor(0.5), layers.Softmax()], [layers.Softmax(), Factor(1.0)]],
+    ids=["before", "behind"],
+)
+def test_a_layer_with_a_rule_of_ones_own_stands_between_a_head_and_the_output(steps):
+    test_a_softmax_stands_anywhere_behind_the_head([lambda step=step: step for step in steps])
+
+
+def test_what_a_rule_does_not_say_of_probabilities_is_not_taken_for_granted():
+    class Mixes(Factor):
+        pass
+
+    @n2n.rules.register_rule(Mixes)
+    def mixes(call, x):
+        return x
+
+    model = functional(layers.Softmax(), Mixes(1.0))
+    assert n2n.grow(model, n2n.NewClasses("head", 1), seed=0).difference is None
+
+
 def test_the_logits_of_one_head_join_in_the_middle_of_a_concatenation():
     inputs = keras.Input((4,))
     heads = [layers.Dense(n, name=name)(inputs) for name, n in (("a", 2), ("b", 3), ("c", 1))]

@@ -252,6 +252,66 @@ def test_queries_hold_the_shares_of_a_dot_product(settings, how):
     assert_native(model)
 
 
+class Tilt(keras.Layer):
+    """Scales each unit by a weight of its own, or takes all as they are."""
+
+    def build(self, input_shape):
+        self.slope = self.add_weight(shape=input_shape[-1:], name="slope")
+
+    def call(self, x):
+        return x * self.slope
+
+
+def behind_the_query(between, activation=None):
+    inputs = keras.Input((4, 5))
+    query = between(layers.Dense(4, activation=activation, name="query")(inputs))
+    key, value = (layers.Dense(4, name=name)(inputs) for name in ("key", "value"))
+    x = layers.Attention()([query, value, layers.Activation("tanh")(key)])
+    return randomize(keras.Model(inputs, layers.Dense(3)(x)))
+
+
+@pytest.mark.parametrize("word", ["PASSES", "SCALES", None])
+def test_a_layer_with_a_rule_of_ones_own_passes_or_holds_shares(word):
+    """Whatever its rule says: that it is linear in what it is given, or in its weights."""
+
+    @n2n.rules.register_rule(Tilt)
+    def tilt(call, x):
+        call.weight("slope", n2n.rules.follows(x[-1]))
+        call.treat(word and getattr(n2n.rules.treatments, word))
+        return x
+
+    model = behind_the_query(Tilt(name="tilt"), "tanh" if word == "SCALES" else None)
+    x = data_for(model)
+    before = both_modes(model, x)
+    if word is None:
+        with pytest.raises(n2n.errors.FixedWidthError, match="nothing before it can hold"):
+            n2n.plan(model, n2n.Wider("key", 6))
+        return
+    plan = n2n.grow(model, n2n.Wider("key", 6), seed=0, verify=False).plan
+    assert_same(both_modes(model, x), before)
+    (change,) = [v for one in plan.steps[0].layers if one.path == "tilt" for v in one.variables]
+    assert change.axes[0].role == ("reads" if word == "SCALES" else "follows")
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda: layers.BatchNormalization(),
+        lambda: layers.GroupNormalization(4, epsilon=0.1),
+        lambda: layers.DepthwiseConv1D(2, padding="same"),
+        lambda: layers.EinsumDense("abc,cd->abd", output_shape=(None, 4), bias_axes="d"),
+    ],
+    ids=["BatchNormalization", "GroupNormalization", "DepthwiseConv1D", "EinsumDense"],
+)
+def test_what_is_linear_in_weights_for_each_unit_holds_their_shares(between):
+    model = behind_the_query(between(), "tanh")
+    x = data_for(model)
+    before = both_modes(model, x)
+    n2n.grow(model, n2n.Wider("key", 6), seed=0, verify=False)
+    assert_same(both_modes(model, x), before)
+    assert_native(model)
+
+
 def test_the_even_shares_of_a_dot_product_in_numbers():
     model = dot_product()
     old = array(model.get_layer("query").kernel)

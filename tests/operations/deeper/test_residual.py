@@ -10,6 +10,7 @@ from keras import layers, ops
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, NotIdentityError, UnknownLayerError, VerificationError
 from keras_net2net.operations.deeper import building
+from keras_net2net.widths import registry
 from tests.support.helpers import (
     BACKEND,
     EAGERLY,
@@ -418,6 +419,76 @@ def test_a_layer_that_adds_in_its_own_way_ends_a_block():
     model = model_of((3,), dense, weighted, weighted)
     report = repeated(model, "b2_out", form="residual")
     assert zeros(report) == ["b2_fc_deeper_1/kernel", "b2_fc_deeper_1/bias"]
+
+
+@keras.saving.register_keras_serializable("tests")
+class Tilt(keras.Layer):
+    """Scales and shifts each unit, by weights of its own."""
+
+    def build(self, input_shape):
+        self.slope = self.add_weight(shape=input_shape[-1:], name="gamma", initializer="ones")
+        self.offset = self.add_weight(shape=input_shape[-1:], name="offset")
+
+    def call(self, x):
+        return x * self.slope + self.offset
+
+
+@keras.saving.register_keras_serializable("tests")
+class Halved(keras.Layer):
+    """Halves what it is given."""
+
+    def call(self, x):
+        return x / 2
+
+
+@pytest.fixture
+def own_rules():
+    """Rules of a user, for layers that otherwise were opened."""
+    words = n2n.rules.treatments
+
+    def tilt(call, x):
+        for name in ("gamma", "offset"):
+            call.weight(name, n2n.rules.follows(x[-1]))
+        call.treat(words.SCALES)
+        return x
+
+    def say(treatment):
+        def rule(call, x):
+            call.treat(treatment)
+            return x
+
+        n2n.rules.register_rule(Halved)(rule)
+
+    n2n.rules.register_rule(Tilt)(tilt)
+    say(words.PASSES)
+    yield say
+    del registry._BY_CLASS[Tilt], registry._BY_CLASS[Halved]
+
+
+def ended_by(layer):
+    def block(x, name):
+        y = layer(name=f"{name}_it")(layers.Dense(4, name=f"{name}_fc")(x))
+        return layers.Add(name=f"{name}_add")([x, y])
+
+    return block
+
+
+def test_weights_that_a_users_rule_says_make_the_output_start_at_zero(own_rules):
+    report = repeated(model_of((3,), dense, ended_by(Tilt)), "b1_add", form="residual")
+    assert zeros(report) == ["b1_it_deeper_1/gamma", "b1_it_deeper_1/offset"]
+
+
+@elsewhere
+def test_a_layer_whose_rule_passes_units_through_passes_silence_on(own_rules):
+    model = model_of((3,), dense, ended_by(Halved))
+    assert zeros(repeated(model, "b1_add", form="residual")) == [
+        "b1_fc_deeper_1/kernel",
+        "b1_fc_deeper_1/bias",
+    ]
+    # Zero of zero isn't enough: behind a ReLU, weights that are all zero wouldn't learn.
+    own_rules(n2n.rules.treatments.KEEPS_ZERO)
+    model = model_of((3,), dense, ended_by(Halved))
+    assert zeros(repeated(model, "b1_add", form="residual"))[0].startswith("b1_add_deeper_1_proj")
 
 
 # -- parts between two tensors -------------------------------------------------------------
