@@ -92,6 +92,7 @@ PUBLIC: dict[str, dict[str, str]] = {
         "makes": "(expression)",
         "reads": "(expression)",
         "register_rule": "(*targets, like=None)",
+        "treatments": "",
     },
     "keras_net2net.errors": {
         "CheckError": "(self, problem, why=None, instead=None, *, received=None)",
