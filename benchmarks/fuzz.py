@@ -27,8 +27,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the generator is the tests' own
+import keras
+
 from benchmarks.machine import machine, machine_state, versions
+from keras_net2net.widths.registry import describe, rules
+from tests.support import random_models
 
 MOST = 12  # rows of each table of reasons
 
@@ -54,9 +59,6 @@ def main() -> None:
         return
 
     warnings.simplefilter("ignore")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from tests.support import random_models
-
     precision = contextlib.nullcontext if options.float32 else random_models.double_precision
     before, code = machine_state(), commit()
     started = time.perf_counter()
@@ -98,10 +100,6 @@ def example(seed: int) -> tuple[Any, str]:
     Returns:
         Its outcome, and a report of the failure, empty if there was none.
     """
-    import keras
-
-    from tests.support import random_models
-
     outcome = random_models.Outcome()
     source = random_models.Seeded(seed)
     kind, error = attempt(source, outcome)
@@ -126,8 +124,6 @@ def example(seed: int) -> tuple[Any, str]:
 
 def attempt(source: Any, outcome: Any) -> tuple[str, str]:
     """The kind of the failure of one example and its message; empty if there is none."""
-    from tests.support import random_models
-
     try:
         random_models.check(source, outcome)
     except random_models.Mistake as error:
@@ -141,8 +137,6 @@ def attempt(source: Any, outcome: Any) -> tuple[str, str]:
 
 def clear() -> None:
     """Frees what the backend keeps of models that are gone."""
-    import keras
-
     if keras.backend.backend() == "jax":
         import jax
 
@@ -159,10 +153,6 @@ def record(
     code: str,
 ) -> dict[str, Any]:
     """What came of the examples, as JSON."""
-    import keras
-
-    from keras_net2net.widths.registry import describe, rules
-
     followed = sorted(
         {name for name, rule in rules() if "." not in name and describe(rule).kind == "follows"}
     )

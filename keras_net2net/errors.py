@@ -128,15 +128,12 @@ def real_number(value: Any) -> float | None:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
-def whole_number(
-    value: Any, what: str, received: str, least: int = 1, kind: str = "a number of units"
-) -> int:
+def whole_number(value: Any, what: str, least: int = 1, kind: str = "a number of units") -> int:
     """Checks that a number is a whole one, of at least `least`.
 
     Args:
         value: The number; an integer of NumPy is one, too.
         what: What the number is for.
-        received: What the caller passed, for the error message.
         least: The smallest that is possible. Defaults to `1`.
         kind: What it is a number of, for the error message.
 
@@ -157,21 +154,17 @@ def whole_number(
             f"{what} can't be {value!r}",
             f"it is {kind}, which is a whole number of at least {least}",
             "Pass an integer",
-            received=received,
         )
     return number
 
 
-def check_choice(
-    name: str, value: Any, allowed: Sequence[str], received: str, instead: str | None = None
-) -> None:
+def check_choice(name: str, value: Any, allowed: Sequence[str], instead: str | None = None) -> None:
     """Checks that an argument is one of a few.
 
     Args:
         name: The argument's name.
         value: What was passed for it.
         allowed: What it may be.
-        received: What the caller passed, for the error message.
         instead: What to pass. Defaults to `None`: the first that is allowed.
 
     Raises:
@@ -182,5 +175,4 @@ def check_choice(
             f"`{name}` can't be {value!r}",
             f"it is one of {', '.join(map(repr, allowed))}",
             f"Pass `{name}={(instead or allowed[0])!r}`",
-            received=received,
         )

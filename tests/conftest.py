@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+import gc
+import importlib
+import os
+from pathlib import Path
 
-import keras
-import numpy as np
+import pytest
+
+# One computing thread for each worker, here and in the processes that tests start. It has to be
+# said before a backend is imported; those who know better set the variables themselves.
+for name, value in {
+    "CUDA_VISIBLE_DEVICES": "",  # the CPU, also where there is more
+    # What one process has compiled, the others needn't, nor those of the next run.
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "MPLBACKEND": "Agg",  # draw without a screen
+    "OMP_NUM_THREADS": "1",  # PyTorch's threads wait by spinning: small layers only lose
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's notes on start-up would hide the tests' own words
+    "TF_NUM_INTEROP_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+}.items():
+    os.environ.setdefault(name, value)
 
 
-def draw_with_numpy(self: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
-    """An initializer's values: uniform, with variances near those of Keras's own."""
-    seed = self.seed if isinstance(self.seed, int) else None
-    limit = np.sqrt(3 / max(1, np.prod(shape[:-1])))
-    values = np.random.default_rng(seed).uniform(-limit, limit, shape)
-    return keras.ops.convert_to_tensor(values.astype("float32"), dtype=dtype)
+def pytest_collection(session: pytest.Session) -> None:
+    """Settles the backend, but not where tests are only handed out: workers needn't wait for it."""
+    if not session.config.pluginmanager.has_plugin("dsession"):
+        importlib.import_module("tests.support.backend")
 
 
-if keras.backend.backend() == "jax":
-    # There, Keras's own compile for seconds at each new shape, and the tests have hundreds.
-    for initializer in (keras.initializers.VarianceScaling, keras.initializers.RandomUniform):
-        initializer.__call__ = draw_with_numpy
+def pytest_collection_finish() -> None:
+    """What was imported and collected is never garbage, and takes long to look through."""
+    gc.collect()
+    gc.freeze()

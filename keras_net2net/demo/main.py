@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 
 import keras
 
-from keras_net2net.demo import data, options, plot, table, training
-from keras_net2net.demo.errors import DemoError, require
+from keras_net2net.demo import data, options, training
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,44 +21,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         option or file is at fault.
     """
     chosen = options.parse(arguments)
+    picture, saved = chosen.output / "growth.png", chosen.output / "model.keras"
+    # Whatever could be at fault is looked at before the minutes of training.
+    for name in ("matplotlib", "rich", "sklearn"):
+        if importlib.util.find_spec(name) is None:
+            options.fail(f'this needs {name}, which is not installed: pip install -e ".[demo]"')
     try:
-        # Whatever could be at fault is looked at before the minutes of training.
-        require("matplotlib", "rich")
         images = data.load(chosen.data, chosen.seed)
-        output = _directory(chosen.output)
-    except DemoError as error:
-        print(f"python -m keras_net2net: error: {error}", file=sys.stderr)
-        return 2
-    from rich.console import Console
+    except Exception as error:  # each way of loading has its own for every kind of damage
+        options.fail(f"--data {chosen.data}: {error}")
+    try:
+        chosen.output.mkdir(parents=True, exist_ok=True)
+        picture.touch()
+    except OSError as error:
+        options.fail(f"--output {chosen.output}: {error}")
+    from keras_net2net.demo import plot, table  # with what is installed, as has been seen
 
-    backend = f"Keras {keras.__version__} on {keras.backend.backend()}"
-    print(f"{images}\n{backend}, seed {chosen.seed}")
+    print(f"{images}\nKeras {keras.__version__} on {keras.backend.backend()}, seed {chosen.seed}")
     print("\n--- Grown: one fit, wider and deeper on the way ---")
     grown = training.run_grown(chosen, images)
     print("\n--- From scratch: the final architecture, for as many steps ---")
     scratch = training.run_from_scratch(chosen, images, grown.model)
-
-    console = Console()
-    console.print()
-    console.print(table.build(grown, scratch))
-    for growth in grown.growths:
-        epochs = "1 epoch" if growth.epoch == 1 else f"{growth.epoch} epochs"
-        print(
-            f"{growth.kind} after {epochs}: validation loss "
-            f"{growth.loss_before:.6f} right before, {growth.loss_after:.6f} right after"
-        )
-    picture, model = output / "growth.png", output / "model.keras"
-    plot.save(picture, grown, scratch, title=f"Grown against from scratch on {images.name}")
-    grown.model.save(model)
-    print(f"\nThe validation curves are in {picture}\nThe grown network is in {model}")
+    table.show(grown, scratch)
+    plot.draw(grown, scratch, images.name).savefig(picture, dpi=150)
+    grown.model.save(saved)
+    print(f"\nThe validation curves are in {picture}\nThe grown network is in {saved}")
     return 0
-
-
-def _directory(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DemoError(f"--output {path}: can't make this directory ({error.strerror})") from error
-    if not os.access(path, os.W_OK):
-        raise DemoError(f"--output {path}: can't write to this directory")
-    return path

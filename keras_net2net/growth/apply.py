@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -18,109 +18,51 @@ import keras
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.graph.structure import Call, Graph, Shape, Tensor
-from keras_net2net.growth.opened import update_opened
+from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.growth.transaction import Transaction
-from keras_net2net.planning.draft import Draft
-from keras_net2net.planning.plan import Insertion, LayerChange, Plan
-from keras_net2net.widths.expressions import Axes, is_axes, resolve
+from keras_net2net.planning.blueprint import Blueprint
+from keras_net2net.planning.making import grown_values
+from keras_net2net.planning.plan import LayerChange
+from keras_net2net.widths.expressions import is_axes, resolve
 from keras_net2net.widths.facts import Facts
 from keras_net2net.widths.registry import rule_for
 
 T = TypeVar("T")
 
 
-def apply_plan(
-    plan: Plan, draft: Draft, transaction: Transaction
-) -> tuple[list[Any], tuple[str, ...]]:
-    """Changes the model of a draft as its plan says.
+def apply(blueprint: Blueprint, transaction: Transaction) -> dict[str, Any]:
+    """Changes a model as its blueprint says.
 
     Args:
-        plan: The plan.
-        draft: The draft that the plan was made with; it knows the graph.
+        blueprint: The plan, and what it takes to carry it out.
         transaction: Remembers all that is changed.
 
     Returns:
-        The variables of the inserted layers; and what a user should know.
+        What was inserted, by path.
     """
+    graph, seed = blueprint.graph, blueprint.plan.seed
     changes: dict[str, list[LayerChange]] = {}
-    for step in plan.steps:
+    for step in blueprint.plan.steps:
         for change in step.layers:
             changes.setdefault(change.path, []).append(change)
     # What is known of the planned graph: its shapes are the new ones.
-    known = {facts.path: facts for facts in draft.inference.facts.values()}
-    growing = [path for path in changes if path not in draft.inserted]
-    inserted: dict[int, Any] = {}
-    with internals.variable_scope(draft.model):
+    known = {facts.path: facts for facts in blueprint.facts}
+    growing = [path for path in changes if path not in blueprint.makers]
+    with internals.variable_scope(graph.model):
         old = (_values(known[path].operation, changes[path]) for path in growing)
-        work = ((values, changes[path], plan.seed) for path, values in zip(growing, old))  # noqa: B905
+        work = ((values, changes[path], seed) for path, values in zip(growing, old))  # noqa: B905
         for path, values in zip(growing, ahead(grown_values, work), strict=True):
             grow_layer(known[path], changes[path], values, transaction)
-        for path, new in draft.inserted.items():
-            if new.make is not None:
-                inserted[id(new.layer)] = new.make()
-                continue
-            shape = _shape_of(known[path].given[0][0])
-            steps = changes.get(path, [])
-            inserted[id(new.layer)] = build_inserted(new.insertion, shape, steps, plan.seed)
-    draft.made = {path: inserted[id(new.layer)] for path, new in draft.inserted.items()}
-    relabel(draft.graph, known.values(), transaction)
-    for graph in draft.graph.subgraphs():
-        if graph.edited:
-            rewire(graph, inserted, transaction)
-    # Opened layers are looked into as they stand in the model, behind what was inserted.
-    notes = update_opened(plan, draft, transaction)
-    models = containers(draft.graph)
-    for model in models:
-        transaction.remember(model)
+        made = {path: make() for path, make in blueprint.makers.items()}
+    relabel(graph, blueprint.facts, transaction)
+    inserted = {id(blueprint.stand_ins[path]): layer for path, layer in made.items()}
+    for inner in graph.subgraphs():
+        if inner.edited:
+            rewire(inner, inserted, transaction)
+    models = containers(graph)
+    transaction.remember(*models)
     internals.containers_changed(models)
-    layers = [layer for layer in inserted.values() if isinstance(layer, keras.Layer)]
-    added = [variable for layer in layers for variable in layer.trainable_variables]
-    return added, notes
-
-
-def build_inserted(
-    insertion: Insertion, shape: Any, steps: Sequence[LayerChange] = (), seed: int = 0
-) -> Any:
-    """Makes the layer of an insertion.
-
-    Args:
-        insertion: The insertion.
-        shape: The shape of its input.
-        steps: What changed of it since it was planned. Defaults to nothing.
-        seed: The seed of these changes. Defaults to `0`.
-
-    Returns:
-        The layer, built.
-    """
-    config = dict(insertion.config)
-    changed = {key: after for change in steps for key, _, after in change.config}
-    config.update({key: after for key, after in changed.items() if key in config})
-    layer = insertion.layer_class.from_config(config)
-    for key in changed.keys() - config.keys():  # an attribute of another name
-        internals.set_setting(layer, key, changed[key])
-    precise = getattr(layer, "variable_dtype", "float32") == "float64"
-    dtype = "float64" if precise else "float32"
-    initial = {weight.name: weight.array(dtype) for weight in insertion.weights}
-    values = grown_values(initial, steps, seed)
-    internals.build_with_values(layer, {"input_shape": shape}, values.get)
-    return layer
-
-
-def changed_variables(plan: Plan, draft: Draft) -> dict[str, Any]:
-    """The variables of the model that a plan changes, by their paths in the plan.
-
-    Once the plan is carried out, those of the layers that it inserts as well.
-    """
-    layers = {facts.path: facts.operation for facts in draft.inference.facts.values()}
-    layers = {path: layer for path, layer in layers.items() if path not in draft.inserted}
-    layers |= draft.made
-    found = {}
-    for path in {*draft.made, *(layer.path for step in plan.steps for layer in step.layers)}:
-        if isinstance(layers.get(path), keras.Layer):
-            for name, variable in internals.named_variables(layers[path]).items():
-                found[f"{path}/{name}"] = variable
-    return found
+    return made
 
 
 def containers(graph: Graph) -> list[Any]:
@@ -143,17 +85,6 @@ def _values(layer: Any, steps: list[LayerChange]) -> dict[str, np.ndarray]:
         for name, variable in (internals.named_variables(layer) if names else {}).items()
         if name in names
     }
-
-
-def grown_values(
-    values: Mapping[str, np.ndarray], steps: Sequence[LayerChange], seed: int
-) -> dict[str, np.ndarray]:
-    """The values of a layer's weights after all its changes, one after the other."""
-    grown = dict(values)
-    for step in steps:
-        for change in step.variables:
-            grown[change.label] = change.apply(grown[change.label], seed)
-    return grown
 
 
 def ahead(function: Callable[..., T], work: Iterable[tuple], depth: int = 4) -> Iterator[T]:
@@ -239,23 +170,18 @@ def new_build_shapes(facts: Facts) -> dict[str, Any] | None:
         return None
     args, kwargs = facts.given
     if len(built_with) == 1:
-        ((key, old),) = built_with.items()
-        given = args[0] if args else next(iter(kwargs.values()))
-        return {key: _shapes_like(given, old)}
-    named = dict(zip(facts.operation.call_signature_parameters, args, strict=False))
-    named.update(kwargs)
-    return {
-        key: old
-        if named.get(key.removesuffix("_shape")) is None
-        else _shapes_like(named[key.removesuffix("_shape")], old)
-        for key, old in built_with.items()
-    }
+        named = dict.fromkeys(built_with, args[0] if args else next(iter(kwargs.values())))
+    else:
+        names = facts.operation.call_signature_parameters
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        named = {key: given.get(key.removesuffix("_shape")) for key in built_with}
+    return {key: _shapes_like(named[key], old) for key, old in built_with.items()}
 
 
 def _shapes_like(given: Any, old: Any) -> Any:
     """The shapes of tensors; a batch size keeps what the build has seen of it."""
     if is_axes(given):
-        shape = _shape_of(given)
+        shape = tuple(resolve(axis).size for axis in given)
         if isinstance(old, (tuple, list)) and len(old) == len(shape) and shape:
             return (old[0], *shape[1:])
         return shape
@@ -267,12 +193,13 @@ def _shapes_like(given: Any, old: Any) -> Any:
     return old
 
 
-def _shape_of(axes: Axes) -> Shape:
-    return tuple(resolve(axis).size for axis in axes)
-
-
 def relabel(graph: Graph, layers: Iterable[Facts], transaction: Transaction) -> None:
-    """Gives the symbolic tensors of a graph, and what records shapes, their new sizes."""
+    """Gives the symbolic tensors of a graph, and what records shapes, their new sizes.
+
+    The obvious way is to call all layers anew. Then the tensors would be others, and
+    models that a user has made from the old ones would lose the grown model's graph; and
+    each call takes its time. Shapes are all that changes where nothing is inserted.
+    """
     for inner in graph.subgraphs():
         tensors = [*inner.flat_inputs, *(t for call in inner.calls for t in call.outputs)]
         for tensor in tensors:
@@ -328,38 +255,27 @@ def rewire(graph: Graph, inserted: dict[int, Any], transaction: Transaction) -> 
     """
     function: Any = internals.function_of(graph.model)
     known = {id(tensor): tensor.keras_tensor for tensor in graph.flat_inputs}
-    likes = {id(t): t.keras_tensor for call in graph.calls for t in call.outputs}
-    transaction.remember(function)
-    transaction.remember(graph.model)
-    for tensor in known.values():
-        layer = internals.input_layer(tensor)
-        if layer is not None:
-            transaction.remember(layer)
-    for call in graph.calls:
-        if call.node is not None:
-            transaction.remember(call.operation)
-    new_layers = []
+    input_layers = map(internals.input_layer, known.values())
+    called = [call.operation for call in graph.calls if call.node is not None]
+    transaction.remember(function, graph.model, *filter(None, input_layers), *called)
     for call in graph.calls:
         args, kwargs = keras.tree.map_structure(
             lambda x: known[id(x)] if isinstance(x, Tensor) else x, (call.args, call.kwargs)
         )
+        outputs = [_new_tensor(tensor) for tensor in call.outputs]
+        known.update(zip(map(id, call.outputs), outputs, strict=True))
         operation = inserted.get(id(call.operation), call.operation)
-        outputs = []
-        for tensor in call.outputs:
-            like = likes[id(tensor)]
-            if like is None:
-                outputs.append(keras.KerasTensor(tensor.shape, dtype=tensor.dtype))
-            else:
-                outputs.append(internals.new_tensor(like, tensor.shape, True))
-        for tensor, symbolic in zip(call.outputs, outputs, strict=True):
-            known[id(tensor)] = symbolic
         internals.record_call(operation, args, kwargs, outputs, call.node)
-        if operation is not call.operation and operation not in new_layers:
-            new_layers.append(operation)
-    outputs = keras.tree.map_structure(lambda t: known[id(t)], graph.outputs)
-    internals.set_graph(function, outputs)
+    internals.set_graph(function, keras.tree.map_structure(lambda t: known[id(t)], graph.outputs))
     internals.track_layers(
         function, [op for op in function.operations if isinstance(op, keras.Layer)]
     )
     if function is not graph.model:
         internals.insert_into_sequential(graph.model, function)
+
+
+def _new_tensor(tensor: Tensor) -> Any:
+    """Keras's tensor for one of a graph: like the one that it had, if it had one."""
+    if tensor.keras_tensor is None:
+        return keras.KerasTensor(tensor.shape, dtype=tensor.dtype)
+    return internals.new_tensor(tensor.keras_tensor, tensor.shape, True)

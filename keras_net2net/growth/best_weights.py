@@ -14,13 +14,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
+from keras_net2net.growth.history import Growth
 from keras_net2net.growth.transaction import Transaction
-from keras_net2net.planning.draft import Draft
-from keras_net2net.planning.plan import Plan
 
 # How `EarlyStopping` names them, and so those who write a callback like it.
 _BEST = ("best_weights", "best", "best_epoch")
@@ -104,42 +102,17 @@ class BestWeights:
             if held["best_weights"] is not None and len(held["best_weights"]) == len(variables):
                 self._held.append((callback, variables))
 
-    def grow(self, model: Any, plan: Plan, stuck: Any) -> None:
-        """Replays a growth on them.
-
-        Args:
-            model: The grown model.
-            plan: What has been done to it.
-            stuck: See `Draft`.
-        """
-        if not self._held:
-            return
-        names = _names(model, stuck)
+    def follow(self, growth: Growth) -> tuple[str, ...]:
+        """Replays a growth on them; where there is no best value, the present one is it."""
         for callback, variables in self._held:
-            known = {
-                names.get(id(variable), f"{number}:"): value
-                for number, (variable, value) in enumerate(
-                    zip(variables, callback.best_weights, strict=True)
-                )
-            }
-            kept = {id(variable): f"{number}:" for number, variable in enumerate(variables)}
-            grown = plan.apply_to(known, partial=True)
+            # What the growth doesn't know, such as a head around the model, keeps its value.
+            names = {id(v): f"{number}:" for number, v in enumerate(variables)} | growth.paths
+            pairs = zip(variables, callback.best_weights, strict=True)
+            best = growth.plan.apply_to({names[id(v)]: value for v, value in pairs}, partial=True)
             callback.best_weights = [
-                _value(variable, grown, names.get(id(variable), kept.get(id(variable), "")))
-                for variable in callback.model.weights
+                best[names[id(v)]]
+                if names.get(id(v)) in best
+                else keras.ops.convert_to_numpy(v).copy()
+                for v in callback.model.weights
             ]
-
-
-def _names(model: Any, stuck: Any) -> dict[int, str]:
-    """How a plan names the variables of a model, by the `id` of the variable."""
-    names: dict[int, str] = {}
-    for facts in Draft(model, 0, stuck).inference.facts.values():
-        if isinstance(facts.operation, keras.Layer):
-            for name, variable in internals.named_variables(facts.operation).items():
-                names.setdefault(id(variable), f"{facts.path}/{name}")
-    return names
-
-
-def _value(variable: Any, grown: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """The best value of a variable; the present one, if it had none."""
-    return grown[name] if name in grown else keras.ops.convert_to_numpy(variable).copy()
+        return ()

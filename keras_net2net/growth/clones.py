@@ -9,7 +9,7 @@ from keras_net2net.errors import GrowthError
 from keras_net2net.growth.copying import copy_model
 from keras_net2net.growth.grow import Options, check_arguments, copy_for, grow_model
 from keras_net2net.operations.deeper.deeper import Deeper
-from keras_net2net.operations.wider import Wider
+from keras_net2net.operations.wider.wider import Wider
 
 
 def clone(model: Any) -> Any:

@@ -16,8 +16,8 @@ import numpy as np
 
 from keras_net2net import internals
 from keras_net2net.graph.structure import Shape
+from keras_net2net.growth.history import Growth
 from keras_net2net.growth.transaction import Transaction
-from keras_net2net.planning.plan import OutputChange
 
 # Config keys that hold a number of classes, and those that hold a number for each class.
 COUNTS = ("num_classes", "num_labels", "n_classes", "n_labels", "classes")
@@ -26,36 +26,36 @@ FOR_EACH = ("alpha", "class_weight", "class_weights", "label_weights")
 Sizes = Mapping[int, tuple[int, int]]
 
 
-def update_compiled(
-    model: Any,
-    changes: Sequence[OutputChange],
-    shapes: Sequence[Shape],
-    transaction: Transaction,
-) -> tuple[str, ...]:
-    """Lets compiled losses and metrics follow outputs that have become larger.
+class CompiledParts:
+    """What a model was compiled with: losses, metrics, and the functions that Keras made.
 
     Args:
-        model: The grown model.
-        changes: The outputs that have become larger, in the order in which they did.
-        shapes: The new shapes of all outputs.
+        model: The model.
         transaction: Remembers what is changed.
-
-    Returns:
-        Notes on what was changed.
     """
-    sizes: dict[int, tuple[int, int]] = {}
-    for change in changes:
-        first = sizes.get(change.output, (change.remap.old_size, 0))[0]
-        sizes[change.output] = (first, change.remap.size)
-    notes = []
-    with internals.variable_scope(model):
-        for thing, output in internals.compiled_parts(model):
-            concerned = {output: sizes[output]} if output in sizes else {}
-            example = shapes[min(concerned or sizes)]
-            note = _update(thing, sizes if output is None else concerned, example, transaction)
-            if note is not None:
-                notes.append(note)
-    return tuple(notes)
+
+    def __init__(self, model: Any, transaction: Transaction) -> None:
+        self._model = model
+        self._transaction = transaction
+
+    def follow(self, growth: Growth) -> tuple[str, ...]:
+        """Lets losses and metrics follow outputs that are larger, and functions be made anew."""
+        sizes: dict[int, tuple[int, int]] = {}
+        for change in growth.plan.outputs:
+            first = sizes.get(change.output, (change.remap.old_size, 0))[0]
+            sizes[change.output] = (first, change.remap.size)
+        notes = [] if not sizes else self._updated(sizes, growth.output_shapes)
+        internals.forget_functions(self._model)
+        return tuple(notes)
+
+    def _updated(self, sizes: Sizes, shapes: Sequence[Shape]) -> list[str]:
+        notes = []
+        with internals.variable_scope(self._model):
+            for thing, output in internals.compiled_parts(self._model):
+                concerned = {at: pair for at, pair in sizes.items() if output in (at, None)}
+                example = shapes[min(concerned or sizes)]
+                notes.append(_update(thing, concerned, example, self._transaction))
+        return [note for note in notes if note is not None]
 
 
 def _update(thing: Any, sizes: Sizes, shape: Shape, transaction: Transaction) -> str | None:

@@ -11,7 +11,7 @@ All that is remembered hangs on the layers and variables themselves, and goes wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -19,10 +19,9 @@ import numpy as np
 
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
+from keras_net2net.growth.history import Growth, History
 from keras_net2net.growth.optimizers import OptimizerUpdate
 from keras_net2net.growth.transaction import Transaction
-from keras_net2net.planning.changes import VariableChange, VariableReplacement
-from keras_net2net.planning.plan import Plan
 
 FREEZE = (None, "teacher")
 _MARK = "_keras_net2net_frozen"  # of layers that were trainable before
@@ -77,115 +76,73 @@ def check_freeze(freeze: Any, model: Any = None) -> None:
         )
 
 
-class Changes:
-    """How the variables of a model change in a growth, stage by stage."""
-
-    def __init__(self) -> None:
-        self.of: dict[int, list[VariableChange | VariableReplacement]] = {}
-        self.held: list[Any] = []  # an `id` must stay that of its variable
-
-    def add(self, plan: Plan, changed: Mapping[str, Any]) -> None:
-        """Notes what a plan has changed.
-
-        Args:
-            plan: The plan.
-            changed: The variables that it has changed, by their paths in it.
-        """
-        for step in plan.steps:
-            for layer in step.layers:
-                for change in layer.variables:
-                    variable = changed.get(f"{layer.path}/{change.label}")
-                    if variable is not None:
-                        self.of.setdefault(id(variable), []).append(change)
-                        self.held.append(variable)
-
-
-def grown_mask(
-    mask: np.ndarray, changes: Sequence[VariableChange | VariableReplacement]
-) -> np.ndarray:
-    """The mask of the entries that were frozen before, after some changes.
-
-    Args:
-        mask: Boolean array, in the shape from before.
-        changes: The changes, one after the other.
-
-    Returns:
-        Boolean array, in the shape from after: false for all that is new.
-    """
-    for change in changes:
-        if isinstance(change, VariableReplacement):  # each entry is made of many old ones
-            mask = np.full(change.shape, mask.all())
-        for at, axis in enumerate(change.axes):
-            if axis is not None:
-                mask = np.take(mask, axis.remap.index, axis=at)
-                np.moveaxis(mask, at, 0)[axis.remap.new] = False
-    return mask
-
-
-def freeze_old(
-    model: Any,
-    changes: Changes,
-    inserted: Iterable[Any],
-    everything: bool,
-    transaction: Transaction,
-) -> tuple[list[Any], tuple[str, ...]]:
+class Freezing:
     """Freezes what was there before a growth, or what of it was frozen before.
 
+    It is made before the growth.
+
     Args:
-        model: The grown model.
-        changes: How its variables have changed.
-        inserted: The variables of inserted layers.
+        model: The model.
         everything: Whether all that was there before is frozen from now on.
         transaction: Remembers what is changed.
-
-    Returns:
-        The variables that are trainable now and weren't; and what a user should know.
     """
-    new = set(map(id, inserted))
-    thawed: list[Any] = []
-    mixed: list[str] = []
-    for layer in internals.all_layers(model):
-        own = internals.own_trainable(layer)
+
+    def __init__(self, model: Any, everything: bool, transaction: Transaction) -> None:
+        self._model = model
+        self._everything = everything
+        self._transaction = transaction
+        layers = internals.all_layers(model)
+        self._old = [v for layer in layers for v in internals.own_trainable(layer)]
+
+    def follow(self, growth: Growth) -> tuple[str, ...]:
+        """Freezes all old layers, and the old entries of what layers hold beside new ones."""
+        known = set(map(id, self._old))
+        mixed = []
+        with internals.variable_scope(self._model):
+            for layer in internals.all_layers(self._model):
+                own = internals.own_trainable(layer)
+                old = own and all(id(variable) in known for variable in own)
+                if not old or (not layer.trainable and _MARK not in vars(layer)):
+                    continue  # new, or frozen by the user
+                if self._freeze(layer, own, growth) and isinstance(
+                    layer, keras.layers.BatchNormalization
+                ):
+                    mixed.append(repr(layer.name))
+        if not mixed:
+            return ()
+        return (
+            f"{', '.join(mixed)}: a batch normalization of old and new units takes the statistics "
+            "of batches for all of them while it trains",
+        )
+
+    def _freeze(self, layer: Any, own: list[Any], growth: Growth) -> bool:
+        """Freezes one old layer; whether it holds old and new entries."""
         marked = _MARK in vars(layer)
-        kept = [v for v in own if isinstance(v.constraint, KeptEntries)]
-        frozen_by_user = not layer.trainable and not marked
-        if not own or frozen_by_user or any(id(v) in new for v in own):
-            continue
-        if not everything and not marked and not kept:
-            continue
-        masks = {id(v): _mask(v, everything or marked, changes) for v in own}
-        whole = all(mask.all() for mask in masks.values())
+        kept = [variable for variable in own if isinstance(variable.constraint, KeptEntries)]
+        if not (self._everything or marked or kept):
+            return False
+        everything = self._everything or marked
+        masks = [_mask(variable, everything, growth.history_of(variable)) for variable in own]
+        whole = all(mask.all() for mask in masks)
         if whole and not any(inner.weights for inner in internals.sublayers(layer)):
             for variable in kept:
-                _constrain(variable, None, transaction)
+                _constrain(variable, None, self._transaction)
             if not marked:
-                _set_trainable(layer, False, transaction)
-            continue
+                _set_trainable(layer, False, self._transaction)
+            return False
         if marked:
-            _set_trainable(layer, True, transaction)
-            thawed += own
-        for variable in own:
-            _constrain(variable, masks[id(variable)], transaction)
-        if isinstance(layer, keras.layers.BatchNormalization):
-            mixed.append(repr(layer.name))
-    if not mixed:
-        return thawed, ()
-    return thawed, (
-        f"{', '.join(mixed)}: a batch normalization of old and new units takes the statistics of "
-        "batches for all of them while it trains",
-    )
+            _set_trainable(layer, True, self._transaction)
+        for variable, mask in zip(own, masks, strict=True):
+            _constrain(variable, mask, self._transaction)
+        return True
 
 
-def _mask(variable: Any, everything: bool, changes: Changes) -> np.ndarray:
-    mine = changes.of.get(id(variable), [])
-    shape = list(variable.shape)
-    for at in range(len(shape)):
-        first = next((one.axes[at] for one in mine if one.axes[at] is not None), None)
-        shape[at] = shape[at] if first is None else first.remap.old_size
+def _mask(variable: Any, everything: bool, history: History) -> np.ndarray:
+    """Which entries of a variable are frozen after a growth."""
     kept = variable.constraint
     if everything or not isinstance(kept, KeptEntries):
-        return grown_mask(np.full(shape, everything), mine)
-    return grown_mask(kept.mask, mine)
+        return history.as_mask(np.full(history.old_shape(variable.shape), everything))
+    return history.as_mask(kept.mask)
 
 
 def _constrain(variable: Any, mask: np.ndarray | None, transaction: Transaction) -> None:
@@ -238,29 +195,22 @@ def unfreeze(model: Any) -> None:
     >>> [layer.trainable for layer in model.layers]
     [True, True, True]
     """
-    transaction = Transaction()
     internals.sync_state(model)
-    transaction.remember(model)
-    optimizer = OptimizerUpdate(model)
-    thawed: list[Any] = []
-    changed = False
-    try:
+    with Transaction() as transaction:
+        transaction.remember(model)
+        optimizer = OptimizerUpdate(model, "reset", transaction)
+        frozen = False
         for layer in internals.all_layers(model):
             if _MARK in vars(layer):
-                changed = True
+                frozen = True
                 _set_trainable(layer, True, transaction)
-                thawed += internals.own_trainable(layer)
             for variable in internals.own_trainable(layer):
                 if isinstance(variable.constraint, KeptEntries):
-                    changed = True
+                    frozen = True
                     _constrain(variable, None, transaction)
-        if changed:
-            nothing = Plan(model.name, 0, (), 0, 0)
-            optimizer.slots(nothing, {}, thawed, "reset", transaction)
+        if frozen:
+            optimizer.follow(Growth())
             internals.forget_functions(model)
-    except BaseException:
-        transaction.roll_back()
-        raise
 
 
 def carry_over(original: Any, copy: Any) -> None:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
 
 from keras_net2net import internals
 from keras_net2net.errors import CodeError, GrowthError
 from keras_net2net.graph.reading import check_is_model
-from keras_net2net.growth.apply import apply_plan, changed_variables, containers
+from keras_net2net.growth.apply import apply, containers
 from keras_net2net.growth.best_weights import BestWeights, callbacks_of, concerned, own_weights
-from keras_net2net.growth.compiled import update_compiled
+from keras_net2net.growth.compiled import CompiledParts
 from keras_net2net.growth.copying import copy_model
-from keras_net2net.growth.freezing import Changes, check_freeze, freeze_old
-from keras_net2net.growth.optimizers import OPTIMIZER_STATES, OptimizerUpdate, Trained
-from keras_net2net.growth.probe import Probe, probe, training_probe
+from keras_net2net.growth.freezing import Freezing, check_freeze
+from keras_net2net.growth.history import Follower, Growth
+from keras_net2net.growth.opened import OpenedLayers
+from keras_net2net.growth.optimizers import OPTIMIZER_STATES, optimizers_of
+from keras_net2net.growth.probe import Verification
 from keras_net2net.growth.rates import check_policy
 from keras_net2net.growth.report import GrowthReport
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.operations.base import Operation, as_operations
-from keras_net2net.planning.draft import Draft
+from keras_net2net.operations.drafting import as_seed, draft_growth, stages
 from keras_net2net.planning.plan import Plan
-from keras_net2net.planning.remaps import generator
 
 
 def plan(model: Any, operations: Any, *, seed: int | None = None, calibration: Any = None) -> Plan:
@@ -73,60 +71,6 @@ def copy_for(model: Any, operations: Any, calibration: Any = None) -> tuple[Any,
     # Fail before anything is copied.
     draft = draft_growth(model, stages(wanted)[0], 0, calibration=calibration)
     return copy_model(model), [one.by_path(draft) for one in wanted]
-
-
-def as_seed(seed: int | None, model: Any) -> int:
-    """Checks a seed; `None` becomes a random one.
-
-    Processes that train a model together have to draw the same: theirs comes from what
-    all of them share, how far the model and its training are.
-    """
-    if seed is None and internals.process_count(model) > 1:
-        optimizer = getattr(model, "optimizer", None)
-        steps = 0 if optimizer is None else internals.steps_done(optimizer)
-        shapes = [tuple(variable.shape) for variable in model.variables]
-        return int(generator(0, "seed", steps, shapes).integers(2**32))
-    if seed is None:
-        return secrets.randbits(32)
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise GrowthError(
-            "The seed can't be used",
-            "it is an integer",
-            "Pass an integer",
-            received=f"seed={seed!r}",
-        )
-    return int(seed)
-
-
-def draft_growth(
-    model: Any,
-    operations: Any,
-    seed: int | None,
-    stuck: dict[str, tuple[str, int]] | None = None,
-    calibration: Any = None,
-    loss_of: Any = None,
-) -> Draft:
-    """Plans a growth, and returns the draft that knows the plan and the graph."""
-    wanted = as_operations(operations)
-    draft = Draft(model, as_seed(seed, model), stuck, calibration, loss_of)
-    for operation in wanted:
-        draft.steps.extend(operation.draft(draft))
-    return draft
-
-
-def stages(operations: Any) -> list[list[Operation]]:
-    """Operations in groups, each planned on the model as the groups before have left it.
-
-    Most are planned together. One that looks at weights or activations needs those of
-    a model that all operations before it have already been done to; and what one inserts
-    that copies whole parts of a model is known to those behind it only once it is there.
-    """
-    groups: list[list[Operation]] = []
-    for operation in as_operations(operations):
-        if not groups or operation.looks_at_model or groups[-1][-1].ends_stage:
-            groups.append([])
-        groups[-1].append(operation)
-    return groups
 
 
 def grow(
@@ -249,10 +193,14 @@ def grow_model(
     options = dataclasses.replace(options, seed=as_seed(options.seed, model))
     held = concerned(callbacks_of(callbacks), model)
     stuck: dict[str, tuple[str, int]] = {}
+
+    def draft(group: list[Operation]) -> Any:
+        return draft_growth(model, group, options.seed, stuck, options.calibration, loss_of)
+
     while True:
         try:
             with own_weights(held):
-                report = _grow(model, operations, options, loss_of, stuck, held)
+                return _grow(model, operations, options, held, draft, started)
         except CodeError as error:
             # What the code of an opened layer does at other sizes shows once it has them.
             # Its own sizes then stay, and, if that isn't enough, all that it works on.
@@ -260,102 +208,54 @@ def grow_model(
             if tried > 2 or not error.path:
                 raise
             stuck[error.path] = (error.reason, tried)
-        else:
-            return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
 
 def _grow(
     model: Any,
     operations: Any,
     options: Options,
-    loss_of: Any,
-    stuck: dict[str, tuple[str, int]],
     callbacks: Sequence[Any],
+    draft: Callable[[list[Operation]], Any],
+    started: float,
 ) -> GrowthReport:
-    started = time.perf_counter()
-    verify = options.verify
-    transaction = Transaction()
-    before: Probe | None = None
-    in_training: Probe | None = None
-    difference = training_difference = None
-    notes: tuple[str, ...] = ()
-    plans: list[Plan] = []
-    inserted: list[Any] = []
-    changes = Changes()
-    changed: dict[str, Any] = {}
+    """Plan, apply, follow, verify, commit: whatever fails on the way undoes it all."""
     internals.sync_state(model)
-    held = [Trained(model, one) for one in internals.held_optimizers(model)]
-    optimizers = [OptimizerUpdate(one) for one in (model, *held)]
-    best = BestWeights(callbacks, transaction)
-    try:
+    with Transaction() as transaction:
+        optimizers = optimizers_of(model, options.optimizer_state, transaction)
+        followers: list[Follower] = [
+            # What is frozen has no slots, so that the optimizers come behind it.
+            Freezing(model, options.freeze == "teacher", transaction),
+            *optimizers,
+            CompiledParts(model, transaction),
+            BestWeights(callbacks, transaction),
+        ]
+        opened = OpenedLayers(transaction)
+        verification = Verification(model, options.verify)
+        growth, notes = Growth(), []
         for group in stages(operations):
-            draft = draft_growth(model, group, options.seed, stuck, options.calibration, loss_of)
-            planned = draft.plan()
-            plans.append(planned)
-            notes += _notes(draft, planned)
-            if planned.empty:
-                continue
-            if before is None:
-                for holder in (model, *containers(draft.graph)):
-                    transaction.remember(holder)
-                if verify is not False:
-                    # No growth changes the inputs, so that the planned graph tells a probe
-                    # what to make.
-                    before = probe(model, draft.graph, None if verify is True else verify)
-            if before is not None and in_training is None and planned.normalizes:
-                data = before.batch if draft.training_data is None else draft.training_data
-                in_training = training_probe(model, data)
-            more, seen = apply_plan(planned, draft, transaction)
-            inserted += more
-            notes += seen
-            variables = changed_variables(planned, draft)
-            changes.add(planned, variables)
-            changed.update(variables)
-        whole = Plan.joined(plans)
-        if not whole.empty:
-            with internals.variable_scope(model):
-                thawed, seen = freeze_old(
-                    model, changes, inserted, options.freeze == "teacher", transaction
-                )
-            notes += seen
-            for optimizer in optimizers:
-                notes += optimizer.slots(
-                    whole, changed, [*inserted, *thawed], options.optimizer_state, transaction
-                )
-            if whole.outputs:
-                shapes = [tensor.shape for tensor in draft.graph.flat_outputs]
-                notes += update_compiled(model, whole.outputs, shapes, transaction)
-            internals.forget_functions(model)
-            best.grow(model, whole, stuck)
-        if before is not None:
-            compare = before.check if whole.exact else before.difference
-            difference = compare(model, whole.outputs)
-        if before is not None and in_training is not None:
-            training_difference = in_training.difference(model, whole.outputs)
-            where = "the probe batch" if in_training.batch is before.batch else "that data"
-            if training_difference is not None:
-                notes += (
-                    f"in training mode the outputs on {where} differ by up to "
-                    f"{training_difference:.1e} from those before",
-                )
-        report = GrowthReport(
-            plan=whole,
-            operations=tuple(step.operation for step in whole.steps),
-            parameters_before=whole.parameters_before,
-            parameters_after=whole.parameters_after,
+            blueprint = draft(group).finish()
+            notes += blueprint.notes
+            made: dict[str, Any] = {}
+            if not blueprint.plan.empty:
+                transaction.remember(model, *containers(blueprint.graph))
+                verification.before(blueprint)
+                made = apply(blueprint, transaction)
+            growth = growth.then(blueprint, made)
+            notes += opened.follow(growth)
+        plan = growth.plan
+        for follower in followers if not plan.empty else ():
+            notes += follower.follow(growth)
+        difference, in_training, seen = verification.after(plan)
+        report = GrowthReport.of(
+            plan,
             seconds=time.perf_counter() - started,
             difference=difference,
-            notes=tuple(dict.fromkeys(notes)),
+            notes=tuple(dict.fromkeys([*notes, *seen])),
             step=optimizers[0].step,
-            training_difference=training_difference,
+            training_difference=in_training,
         )
-        if not whole.empty:
-            for optimizer in optimizers:
-                optimizer.rate(options.learning_rate, report, transaction)
-    except BaseException:
-        transaction.roll_back()
-        raise
-    transaction.commit()
+        for optimizer in optimizers if not plan.empty else ():
+            optimizer.rate(options.learning_rate, report)
     return report
 
 
@@ -369,32 +269,3 @@ def check_arguments(optimizer_state: str, learning_rate: Any) -> None:
             received=f"optimizer_state={optimizer_state!r}",
         )
     check_policy(learning_rate)
-
-
-def _notes(draft: Draft, planned: Plan) -> tuple[str, ...]:
-    notes = [note for step in planned.steps for note in step.notes]
-    if _has_penalties(draft, planned):
-        notes.append(
-            "what grows has penalties (regularizers), which depend on the number of weights and "
-            "units: the loss changes by them"
-        )
-    adding = [graph for graph in draft.graph.subgraphs() if graph.adds_loss]
-    if adding and not planned.empty:
-        names = ", ".join(dict.fromkeys(graph.path or graph.model.name for graph in adding))
-        notes.append(
-            f"the code of {names} adds to the loss: if that depends on the number of weights or "
-            "units, the loss changes by it"
-        )
-    return tuple(notes)
-
-
-def _has_penalties(draft: Draft, planned: Plan) -> bool:
-    """Whether a layer that changes or is inserted has one, or any on its activations."""
-    grown = {layer.path for step in planned.steps for layer in step.layers}
-    grown |= {insertion.path for step in planned.steps for insertion in step.insertions}
-    for _, call in draft.graph.all_calls():
-        for name, value in vars(call.operation).items():
-            concerned = call.path in grown or name == "activity_regularizer"
-            if grown and concerned and name.endswith("regularizer") and value is not None:
-                return True
-    return False

@@ -22,9 +22,9 @@ from keras_net2net import internals
 from keras_net2net.errors import CodeError
 from keras_net2net.graph.reading import symbolic_arguments, symbolic_inputs
 from keras_net2net.graph.structure import Call, Graph
+from keras_net2net.growth.history import Growth
 from keras_net2net.growth.transaction import Transaction
-from keras_net2net.planning.draft import Draft
-from keras_net2net.planning.plan import LayerChange, Plan, Step
+from keras_net2net.planning.plan import LayerChange, Step
 from keras_net2net.widths.reading import read, read_layer
 
 Sizes = set[tuple[int, int]]
@@ -33,51 +33,55 @@ _MOST_TRIALS = 64
 _PLAIN = (bool, int, float, str)
 
 
-def update_opened(plan: Plan, draft: Draft, transaction: Transaction) -> tuple[str, ...]:
-    """Brings the attributes of opened layers up to date, and looks inside again.
+class OpenedLayers:
+    """The layers and models that were opened: their attributes follow each stage.
 
     Args:
-        plan: The plan, which was carried out but for this.
-        draft: Its draft.
         transaction: Remembers what is changed.
-
-    Returns:
-        Notes on layers whose configuration can't say what they are now.
-
-    Raises:
-        CodeError: If the code of a layer does something else at its new sizes.
     """
-    if not any(step.layers for step in plan.steps):
-        return ()  # nothing has other sizes
-    calls = {id(call.inner): call for _, call in draft.graph.all_calls() if call.inner is not None}
-    opened = [
-        graph
-        for graph in draft.graph.subgraphs()
-        if graph.opened and (id(graph) in calls or graph is draft.graph)
-    ]
-    if not opened:
-        return ()
-    notes = []
-    done: set[int] = set()
-    facts = draft.inference.facts.values()
-    ruled = {id(one.operation) for one in facts if one.has_rule and not one.opened}
-    for graph in reversed(opened):  # the inner ones first
-        if id(graph.model) in done:
-            continue
-        done.add(id(graph.model))
-        below = [_changes_below(graph, step.layers) for step in plan.steps]
-        steps = [_sizes(*pair) for pair in zip(below, plan.steps, strict=True)]
-        call = calls.get(id(graph))
-        grown = any(change.variables for layers in below for change in layers)
-        if grown and not _update(graph, call, steps, ruled, transaction):
-            kind = type(graph.model).__name__
-            notes.append(
-                f"{graph.model.name!r} ({kind}) can't be rebuilt from its configuration: to load "
-                "it elsewhere, build the model as it was at first, grow it by `report.operations` "
-                "with the seed `report.plan.seed`, and load its weights (`save_weights`)"
-            )
-    _compare(draft.graph, read(draft.model))
-    return tuple(notes)
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+
+    def follow(self, growth: Growth) -> tuple[str, ...]:
+        """Brings the attributes of opened layers up to date, and looks inside again.
+
+        The next stage is planned on what their code does, so that they follow each stage.
+
+        Args:
+            growth: The growth so far.
+
+        Returns:
+            Notes on layers whose configuration can't say what they are now.
+
+        Raises:
+            CodeError: If the code of a layer does something else at its new sizes.
+        """
+        blueprint, _ = growth.stages[-1]
+        graph, steps = blueprint.graph, blueprint.plan.steps
+        calls = {id(call.inner): call for _, call in graph.all_calls() if call.inner is not None}
+        opened: dict[int, Graph] = {}
+        for one in reversed(list(graph.subgraphs())):  # the inner ones first, each layer once
+            if one.opened and (id(one) in calls or one is graph):
+                opened.setdefault(id(one.model), one)
+        if not opened or not any(step.layers for step in steps):
+            return ()  # nothing has other sizes
+        ruled = {id(f.operation) for f in blueprint.facts if f.has_rule and not f.opened}
+        notes = []
+        for one in opened.values():
+            below = [_changes_below(one, step.layers) for step in steps]
+            sizes = [_sizes(*pair) for pair in zip(below, steps, strict=True)]
+            grown = any(change.variables for layers in below for change in layers)
+            call = calls.get(id(one))
+            if grown and not _update(one, call, sizes, ruled, self._transaction):
+                notes.append(
+                    f"{one.model.name!r} ({type(one.model).__name__}) can't be rebuilt from its "
+                    "configuration: to load it elsewhere, build the model as it was at first, grow "
+                    "it by `report.operations` with the seed `report.plan.seed`, and load its "
+                    "weights (`save_weights`)"
+                )
+        _compare(graph, read(graph.model))
+        return tuple(notes)
 
 
 def _changes_below(graph: Graph, layers: Iterable[LayerChange]) -> list[LayerChange]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from keras_net2net import internals
+from keras_net2net.growth.history import ESTIMATES, Growth
 from keras_net2net.growth.rates import new_rate
 from keras_net2net.growth.report import GrowthReport
-from keras_net2net.growth.slots import ESTIMATES, History, Lost, carry, histories, settle
+from keras_net2net.growth.slots import REPLACED, UNKNOWN, carry, settle
 from keras_net2net.growth.transaction import Transaction
-from keras_net2net.planning.plan import Plan
 
 OPTIMIZER_STATES = ("reset", "carry")
 
@@ -56,88 +55,66 @@ class OptimizerUpdate:
 
     Args:
         model: The model. One that isn't compiled has no optimizer: nothing happens.
+        state: `"reset"` or `"carry"`: what becomes of the slots.
+        transaction: Remembers what is changed.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, state: str, transaction: Transaction) -> None:
         self._model = model
+        self._carries = state == "carry"
+        self._transaction = transaction
         self._optimizer = getattr(model, "optimizer", None)
         self._parts = [] if self._optimizer is None else internals.optimizer_parts(self._optimizer)
-        weights = model.trainable_variables
-        self._excluded = [internals.without_decay(part, weights) for part in self._parts]
+        self._trained = model.trainable_variables
+        self._excluded = [internals.without_decay(part, self._trained) for part in self._parts]
 
     @property
     def step(self) -> int | None:
         """The number of steps done, as a schedule counts them."""
         return None if not self._parts else internals.steps_of(self._parts[-1])
 
-    def slots(
-        self,
-        plan: Plan,
-        changed: Mapping[str, Any],
-        inserted: list[Any],
-        state: str,
-        transaction: Transaction,
-    ) -> tuple[str, ...]:
-        """Gives the optimizer slots for the grown variables.
-
-        Args:
-            plan: What was done.
-            changed: The variables that the plan changed or inserted, by their paths in it.
-            inserted: The variables of inserted layers.
-            state: `"reset"` or `"carry"`.
-            transaction: Remembers what is changed.
-
-        Returns:
-            What a user should know.
-        """
-        if self._optimizer is None:
-            return ()
-        for part in self._parts:
-            transaction.remember(part)
+    def follow(self, growth: Growth) -> tuple[str, ...]:
+        """Gives the optimizer slots for the grown variables, and for those trained from now on."""
         for part, variables in zip(self._parts, self._excluded, strict=True):
+            self._transaction.remember(part)
             internals.exclude_from_decay(part, variables)
-        known = internals.optimizer_variables(self._optimizer)
+        known = internals.optimizer_variables(self._optimizer) if self._parts else None
         if known is None:
             return ()
-        wanted = {id(variable) for variable in (*known, *inserted)}
-        trained = [v for v in self._model.trainable_variables if id(v) in wanted]
-        before = [internals.slots_of(part) for part in self._parts if state == "carry"]
-        notes: tuple[str, ...] = ()
+        # What was trainable all along, but isn't known to the optimizer, stays unknown to it.
+        left_out = set(map(id, self._trained)) - set(map(id, known))
+        trained = [v for v in self._model.trainable_variables if id(v) not in left_out]
+        before = [internals.slots_of(part) for part in self._parts if self._carries]
         with internals.variable_scope(self._model):
             internals.reset_optimizer(self._optimizer, trained)
-            if state == "carry":
-                grown = histories(plan, changed)
-                lost = Lost()
-                for part, slots in zip(self._parts, before, strict=True):
-                    carry(part, slots, grown, plan, changed, lost)
-                notes = _notes([slot for slots in before for slot in slots], grown, plan, lost)
-        return notes
+            if not self._carries:
+                return ()
+            pairs = zip(self._parts, before, strict=True)
+            lost = [one for part, slots in pairs for one in carry(part, slots, growth)]
+        return _notes([slot for slots in before for slot in slots], growth, lost)
 
-    def rate(self, policy: Any, report: GrowthReport, transaction: Transaction) -> None:
+    def rate(self, policy: Any, report: GrowthReport) -> None:
         """Changes the learning rate, and what depends on it.
 
         Args:
             policy: What to do, as `grow` takes it.
             report: What the growth did.
-            transaction: Remembers the old rate.
         """
         for part in self._parts:
-            transaction.remember(part)
+            self._transaction.remember(part)
             # One that holds others leaves the rate to them.
             if policy is not None and len(internals.optimizer_parts(part)) == 1:
-                self._change_rate(part, policy, report, transaction)
+                self._change_rate(part, policy, report)
         with internals.variable_scope(self._model):
             for part in self._parts:
                 settle(part)
 
-    def _change_rate(
-        self, part: Any, policy: Any, report: GrowthReport, transaction: Transaction
-    ) -> None:
+    def _change_rate(self, part: Any, policy: Any, report: GrowthReport) -> None:
         held = internals.learning_rate_of(part)
         old = held
         if isinstance(held, keras.Variable):
             before = keras.ops.convert_to_numpy(held).copy()
-            transaction.on_roll_back(lambda: held.assign(before))
+            self._transaction.on_roll_back(lambda: held.assign(before))
             old = float(before)
         told = dataclasses.replace(report, step=internals.steps_of(part))
         new = new_rate(policy, old, told)
@@ -146,9 +123,16 @@ class OptimizerUpdate:
                 internals.set_learning_rate(part, new)
 
 
+def optimizers_of(model: Any, state: str, transaction: Transaction) -> list[OptimizerUpdate]:
+    """The update of a model's own optimizer, and of others that it holds, as a GAN does."""
+    held = [Trained(model, optimizer) for optimizer in internals.held_optimizers(model)]
+    return [OptimizerUpdate(one, state, transaction) for one in (model, *held)]
+
+
 def _notes(
-    slots: list[internals.Slot], grown: Mapping[int, History], plan: Plan, lost: Lost
+    slots: list[internals.Slot], growth: Growth, lost: list[tuple[str, str]]
 ) -> tuple[str, ...]:
+    plan, histories = growth.plan, growth.histories
     moments = [s for s in slots if s.kind is not None and s.kind.power in (1, 2)]
     reasons: set[str] = set()
     if moments and any(not step.exact or step.outputs for step in plan.steps):
@@ -156,18 +140,16 @@ def _notes(
     if moments and plan.normalizes:
         reasons.add("normalized")
     for slot in moments:
-        if slot.kind is not None and id(slot.owner) in grown:
-            unsure = grown[id(slot.owner)].estimates
+        if slot.kind is not None and id(slot.owner) in histories:
+            unsure = histories[id(slot.owner)].estimates
             reasons |= unsure if slot.kind.power == 2 else unsure - {"merged"}
     notes = [text for reason, text in ESTIMATES.items() if reason in reasons]
     if any(s.kind is not None and s.kind.power == internals.DERIVED for s in slots):
         notes.append(
             "Adafactor's second moments are carried as their factors' product, and factored anew"
         )
-    for paths, why in (
-        (lost.replaced, "others have replaced these weights, and not all of it follows"),
-        (lost.unknown, "it isn't known what they hold"),
-    ):
+    for why in (REPLACED, UNKNOWN):
+        paths = [path for path, reason in lost if reason == why]
         if paths:
             shown = ", ".join(paths[:4]) + (f", and {len(paths) - 4} more" if paths[4:] else "")
             note = f"the optimizer's {shown} start again: {why}"

@@ -12,7 +12,8 @@ import numpy as np
 from keras_net2net import internals
 from keras_net2net.errors import VerificationError
 from keras_net2net.graph.structure import Graph, Tensor
-from keras_net2net.planning.plan import OutputChange
+from keras_net2net.planning.blueprint import Blueprint
+from keras_net2net.planning.plan import OutputChange, Plan
 from keras_net2net.planning.remaps import generator
 
 # Relative to the largest output. A mistake moves outputs by percents; what is
@@ -90,6 +91,59 @@ class Probe:
                 received=f"a probe batch of {BATCH if self.batch is None else _size(self.batch)}",
             )
         return difference
+
+
+class Verification:
+    """Compares what a model computes before and after a growth.
+
+    Args:
+        model: The model.
+        verify: As `grow` takes it.
+    """
+
+    def __init__(self, model: Any, verify: Any) -> None:
+        self._model = model
+        self._verify = verify
+        self._before: Probe | None = None
+        self._in_training: Probe | None = None
+
+    def before(self, blueprint: Blueprint) -> None:
+        """Runs the model before a stage of the growth, once in each mode that is compared.
+
+        No growth changes the inputs, so that the planned graph tells what to make.
+        """
+        if self._verify is False:
+            return
+        if self._before is None:
+            batch = None if self._verify is True else self._verify
+            self._before = probe(self._model, blueprint.graph, batch)
+        if self._in_training is None and blueprint.plan.normalizes:
+            data = blueprint.training_data
+            batch = self._before.batch if data is None else data
+            outputs = run(self._model, batch, True)
+            self._in_training = Probe(batch, outputs, self._before.dtype, True)
+
+    def after(self, plan: Plan) -> tuple[float | None, float | None, tuple[str, ...]]:
+        """The largest differences at inference and in training mode, and what a user should know.
+
+        Raises:
+            VerificationError: If an exact growth changed more than rounding does.
+        """
+        if self._before is None:
+            return None, None, ()
+        compare = self._before.check if plan.exact else self._before.difference
+        difference = compare(self._model, plan.outputs)
+        if self._in_training is None:
+            return difference, None, ()
+        in_training = self._in_training.difference(self._model, plan.outputs)
+        if in_training is None:
+            return difference, None, ()
+        same = self._in_training.batch is self._before.batch
+        note = (
+            f"in training mode the outputs on {'the probe batch' if same else 'that data'} differ "
+            f"by up to {in_training:.1e} from those before"
+        )
+        return difference, in_training, (note,)
 
 
 def old_entries(y: np.ndarray, output: int, changes: Sequence[OutputChange]) -> np.ndarray | None:
@@ -218,11 +272,6 @@ def _integer_limits(graph: Graph) -> dict[int, int]:
                     at = same[at]
                 limits[at] = min(size, limits.get(at, size))
     return limits
-
-
-def training_probe(model: Any, batch: Any) -> Probe:
-    """Runs a model on a batch in training mode; its state stays as it is."""
-    return Probe(batch, run(model, batch, True), _narrowest(model), True)
 
 
 def run(model: Any, batch: Any, training: bool = False) -> list[np.ndarray]:

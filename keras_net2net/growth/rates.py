@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from keras_net2net.errors import GrowthError, real_number, whole_number
+from keras_net2net.errors import GrowthError, real_number, receiving, whole_number
 from keras_net2net.growth.report import GrowthReport
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
@@ -25,6 +25,13 @@ _RATES = ("initial_learning_rate", "end_learning_rate", "warmup_target", "values
 
 class _Policy:
     """What the policies share: they are values, and can be written as JSON."""
+
+    def __post_init__(self) -> None:
+        with receiving(repr(self)):
+            self._check()
+
+    def _check(self) -> None:
+        """Checks the arguments, and puts them into their plain form."""
 
     def get_config(self) -> dict[str, Any]:
         """The arguments."""
@@ -72,8 +79,8 @@ class Rewind(_Policy):
 
     to: int = 0
 
-    def __post_init__(self) -> None:
-        number = whole_number(self.to, "`to`", repr(self), least=0, kind="a step of the schedule")
+    def _check(self) -> None:
+        number = whole_number(self.to, "`to`", least=0, kind="a step of the schedule")
         object.__setattr__(self, "to", number)
 
     def __call__(self, old: Any, report: GrowthReport) -> Any:
@@ -130,15 +137,14 @@ class Rewarm(_Policy):
     steps: int
     start: float = 0.1
 
-    def __post_init__(self) -> None:
-        steps = whole_number(self.steps, "`steps`", repr(self), kind="a number of steps")
+    def _check(self) -> None:
+        steps = whole_number(self.steps, "`steps`", kind="a number of steps")
         start = real_number(self.start)
         if start is None or not 0 <= start < 1:
             raise GrowthError(
                 f"`start` can't be {self.start!r}",
                 "it is the fraction of the learning rate to start with",
                 "Pass a number of at least 0 and below 1, such as 0.1",
-                received=repr(self),
             )
         object.__setattr__(self, "steps", steps)
         object.__setattr__(self, "start", float(start))

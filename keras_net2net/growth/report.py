@@ -44,6 +44,12 @@ class GrowthReport:
     training_difference: float | None = None
     undone: int | None = None
 
+    @classmethod
+    def of(cls, plan: Plan, **seen: Any) -> GrowthReport:
+        """The report of a plan that was carried out, with what was seen then."""
+        operations = tuple(step.operation for step in plan.steps)
+        return cls(plan, operations, plan.parameters_before, plan.parameters_after, **seen)
+
     def headline(self) -> str:
         """The growth in one line."""
         grown = [

@@ -24,6 +24,8 @@ _around: contextvars.ContextVar[Transaction | None] = contextvars.ContextVar("ar
 class Transaction:
     """Remembers objects before they change.
 
+    As a context, it puts them back if anything fails inside, and commits otherwise.
+
     Example:
 
     >>> class Thing:
@@ -42,9 +44,15 @@ class Transaction:
         self._undo: list[_Memory | Callable[[], None]] = []
         self._seen: set[int] = set()
 
-    def remember(self, thing: Any) -> None:
-        """Remembers the attributes of an object, and what their containers hold."""
-        for part in internals.state_parts(thing):
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.commit() if kind is None else self.roll_back()
+
+    def remember(self, *things: Any) -> None:
+        """Remembers the attributes of objects, and what their containers hold."""
+        for part in (part for thing in things for part in internals.state_parts(thing)):
             if id(part) in self._seen:
                 continue
             self._seen.add(id(part))
@@ -53,7 +61,7 @@ class Transaction:
             contents = [(value, _copy(value)) for value in saved.values() if _holds(value)]
             self._undo.append(_Memory(attributes, saved, contents))
 
-    def on_roll_back(self, undo: Callable[[], None]) -> None:
+    def on_roll_back(self, undo: _Memory | Callable[[], None]) -> None:
         """Adds something to do in a rollback."""
         self._undo.append(undo)
 
@@ -75,7 +83,8 @@ class Transaction:
         """Forgets what was before, or leaves it to the transaction around this one."""
         whole = _around.get()
         if whole is not None:
-            whole._undo += self._undo
+            for undo in self._undo:
+                whole.on_roll_back(undo)
         self._undo = []
 
     def settle(self) -> None:
@@ -88,7 +97,12 @@ class Transaction:
                 undo.settle()
 
     def roll_back(self) -> None:
-        """Puts everything back, the last change first."""
+        """Puts everything back, the last change first.
+
+        Other orders fail: what is undone by running code (a flag that a setter hands down, a
+        value that is assigned) needs its objects as they were when it was done, and those may
+        have been remembered again since, by an attempt inside that was given up.
+        """
         while self._undo:
             self._undo.pop()()
 

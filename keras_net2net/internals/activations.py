@@ -16,7 +16,16 @@ import keras
 from keras import layers
 
 from keras_net2net.internals.operations import is_keras_operation
+from keras_net2net.internals.variables import read_variable
 
+ACTIVATION_LAYERS = (
+    layers.Activation,
+    layers.ReLU,
+    layers.LeakyReLU,
+    layers.PReLU,
+    layers.ELU,
+    layers.Softmax,
+)
 Interval = tuple[float, float]
 REALS: Interval = (-math.inf, math.inf)
 NOTHING: Interval = (math.inf, -math.inf)
@@ -68,6 +77,14 @@ ELEMENTWISE: dict[str, Activation] = {
     "hard_shrink": Activation(),
     "tanh_shrink": Activation(),
     "threshold": Activation(),
+}
+Piece = tuple[float, float, Any, Any]  # from, to, slope, value at zero of its line
+STRAIGHT: dict[str, list[Piece]] = {
+    "linear": [(-math.inf, math.inf, 1.0, 0.0)],
+    "relu": [(0.0, math.inf, 1.0, 0.0)],
+    "relu6": [(0.0, 6.0, 1.0, 0.0), (6.0, math.inf, 0.0, 6.0)],
+    "hard_tanh": [(-math.inf, -1.0, 0.0, -1.0), (-1.0, 1.0, 1.0, 0.0), (1.0, math.inf, 0.0, 1.0)],
+    "hard_sigmoid": [(-3.0, 3.0, 1 / 6, 0.5), (3.0, math.inf, 0.0, 1.0)],
 }
 OVER_AN_AXIS = ("softmax", "log_softmax", "sparsemax")
 
@@ -129,3 +146,40 @@ def _describe_relu(layer: layers.ReLU) -> Activation:
     if threshold == 0.0:
         return Activation((0.0, high), (0.0, high))
     return Activation((min(0.0, threshold), high))
+
+
+def straight_lines(function: Any, units: int) -> list[Piece] | None:
+    """The straight lines that an activation is made of, or `None`; elsewhere it is zero."""
+    if isinstance(function, layers.Activation):
+        return straight_lines(function.activation, units)
+    if type(function) is layers.ReLU:
+        high = math.inf if function.max_value is None else float(function.max_value)
+        slope, threshold = float(function.negative_slope), float(function.threshold)
+        middle: list[Piece] = [(-math.inf, threshold, slope, -slope * threshold)]
+        middle.append((threshold, high, 1.0, 0.0))
+        return middle if high == math.inf else [*middle, (high, math.inf, 0.0, high)]
+    if type(function) is layers.LeakyReLU:
+        return [(-math.inf, 0.0, float(function.negative_slope), 0.0), (0.0, math.inf, 1.0, 0.0)]
+    if type(function) is layers.PReLU and function.built:
+        alpha = read_variable(function.alpha).astype("float64")
+        if alpha.size != units:  # slopes of every place, not of every channel
+            return None
+        return [(-math.inf, 0.0, alpha.reshape(-1), 0.0), (0.0, math.inf, 1.0, 0.0)]
+    if isinstance(function, keras.Layer):
+        return None
+    return STRAIGHT.get(activation_name(function) or "")
+
+
+def is_linear(activation: Any) -> bool:
+    """Whether an activation is the linear one."""
+    function = activation.activation if isinstance(activation, layers.Activation) else activation
+    return not isinstance(function, keras.Layer) and activation_name(function) == "linear"
+
+
+def activation_label(activation: Any) -> str:
+    """A short name for an activation, fit for a layer's name."""
+    function = getattr(activation, "activation", activation)
+    if isinstance(function, str):
+        return function
+    name = None if isinstance(function, keras.Layer) else activation_name(function)
+    return name or type(function).__name__.lower()

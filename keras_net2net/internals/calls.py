@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_net2net.internals.layers import all_layers, is_keras_layer
+from keras_net2net.internals.tracking import overridden
 
 
 @contextlib.contextmanager
@@ -29,24 +30,15 @@ def unrecorded(layer: Any) -> Iterator[None]:
             one._outbound_nodes[:] = outbound
 
 
-@contextlib.contextmanager
-def specs_by_call(layer: Any) -> Iterator[None]:
+def specs_by_call(layer: Any) -> contextlib.AbstractContextManager[None]:
     """Lets sublayers whose own `compute_output_spec` fails be asked by their `call`.
 
     A subclass may take arguments in `call` that the `compute_output_spec` that it
     inherits doesn't know; then no call of it on symbolic tensors works.
     """
-    changed = []
-    for one in all_layers(layer)[1:]:
-        if is_keras_layer(one) or "compute_output_spec" in vars(one):
-            continue
-        vars(one)["compute_output_spec"] = functools.partial(_spec, one, one.compute_output_spec)
-        changed.append(one)
-    try:
-        yield
-    finally:
-        for one in changed:
-            del vars(one)["compute_output_spec"]
+    name = "compute_output_spec"
+    others = _users_layers(all_layers(layer)[1:], name)
+    return overridden(others, name, lambda one: functools.partial(_spec, one, getattr(one, name)))
 
 
 @contextlib.contextmanager
@@ -56,15 +48,14 @@ def losses_counted(layer: Any) -> Iterator[list[Any]]:
     `add_loss` refuses these. What it is given isn't part of what the layer returns.
     """
     losses: list[Any] = []
-    changed = [one for one in all_layers(layer) if not is_keras_layer(one)]
-    changed = [one for one in changed if "add_loss" not in vars(one)]
-    for one in changed:
-        vars(one)["add_loss"] = losses.append
-    try:
+    changed = _users_layers(all_layers(layer), "add_loss")
+    with overridden(changed, "add_loss", lambda _: losses.append):
         yield losses
-    finally:
-        for one in changed:
-            del vars(one)["add_loss"]
+
+
+def _users_layers(layers: Iterable[Any], name: str) -> list[Any]:
+    """The layers that aren't Keras's own, where nothing stands before a method yet."""
+    return [one for one in layers if not is_keras_layer(one) and name not in vars(one)]
 
 
 def _spec(layer: Any, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -98,15 +89,8 @@ def recorded_inputs(layers: Iterable[Any]) -> Iterator[dict[int, list[np.ndarray
     compiled loop, isn't recorded.
     """
     record: dict[int, list[np.ndarray]] = {}
-    changed = []
-    for layer in layers:
-        vars(layer)["call"] = functools.partial(_record, record, layer, layer.call)
-        changed.append(layer)
-    try:
+    with overridden(layers, "call", lambda one: functools.partial(_record, record, one, one.call)):
         yield record
-    finally:
-        for layer in changed:
-            del vars(layer)["call"]
 
 
 def _record(
@@ -118,24 +102,19 @@ def _record(
     return call(*args, **kw)
 
 
-@contextlib.contextmanager
-def calls_watched(watchers: Iterable[tuple[Any, Callable[..., None]]]) -> Iterator[None]:
+def calls_watched(
+    watchers: Iterable[tuple[Any, Callable[..., None]]],
+) -> contextlib.AbstractContextManager[None]:
     """Tells with what models are called, inside others as well.
 
-    Calls that a watcher itself makes aren't told. Keras calls `self.call`, which an
-    attribute of the instance can stand before; there is no hook for it. The attribute is
-    set past Keras, which would track it.
+    Calls that a watcher itself makes aren't told.
     """
-    watched = []
-    busy: list[Any] = []
-    try:
-        for model, watch in watchers:
-            vars(model)["call"] = functools.partial(_watched_call, busy, watch, model.call)
-            watched.append(model)
-        yield
-    finally:
-        for model in watched:
-            del vars(model)["call"]
+    watched = list(watchers)
+    watch = {id(model): told for model, told in watched}
+    called = functools.partial(functools.partial, _watched_call, [])
+    return overridden(
+        [model for model, _ in watched], "call", lambda one: called(watch[id(one)], one.call)
+    )
 
 
 def _watched_call(

@@ -28,14 +28,6 @@ def is_keras_regularizer(penalty: Any) -> bool:
     return type(penalty).__module__.startswith("keras.src.regularizers.")
 
 
-def attention_has_one_size() -> bool:
-    """Whether Keras's attention computes only with keys and values of one size.
-
-    On JAX it calls JAX's own attention, which does; no layer says so.
-    """
-    return bool(keras.backend.backend() == "jax")
-
-
 def has_build(layer: Any) -> bool:
     """Whether a layer's class has a `build` of its own, and so may make weights."""
     return type(layer).build is not keras.Layer.build

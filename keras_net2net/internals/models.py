@@ -9,6 +9,9 @@ from typing import Any
 
 import keras
 
+# Only these two tell which constructors make a Functional of inputs and outputs.
+from keras.src.models.functional import Functional, functional_like_constructor
+
 from keras_net2net.internals.graphs import function_of
 from keras_net2net.internals.layers import sublayers
 
@@ -31,8 +34,6 @@ def new_functional(like: Any, inputs: Any, outputs: Any) -> Any:
     constructor of its own can't be: its arguments are unknown. Its instance is
     made as `keras.Model.__new__` makes it.
     """
-    from keras.src.models.functional import Functional, functional_like_constructor
-
     cls: Any = type(like)
     if functional_like_constructor(cls):
         return cls(inputs=inputs, outputs=outputs, name=like.name)
@@ -150,6 +151,9 @@ def forget_functions(model: Any) -> None:
             setattr(model, name, None)
     if running:
         model.make_train_function(force=True)
+    if running and hasattr(model, "_record_training_state_sharding_spec"):
+        # On JAX, Keras before 3.12 lists how all variables are laid out when `fit` starts.
+        model._record_training_state_sharding_spec()
     if keras.backend.backend() == "jax" and hasattr(model, "_jax_state"):
         # The state of the last step, kept for callbacks, holds old arrays.
         model._jax_state = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_net2net.internals.tracking import keras_untracked
+from keras_net2net.internals.tracking import keras_untracked, overridden
 
 
 def held_optimizers(model: Any) -> list[Any]:
@@ -63,9 +63,7 @@ def reset_optimizer(optimizer: Any, variables: list[Any]) -> None:
     kept = {name: getattr(optimizer, name) for name in names}
     for part in parts:  # `build` of the outer one builds the inner ones
         _forget_slots(part)
-    with contextlib.ExitStack() as stack:
-        for part in parts:
-            stack.enter_context(_zeros_uncompiled(part))
+    with _zeros_uncompiled(parts):
         optimizer.build(variables)
     for name, variable in kept.items():
         getattr(optimizer, name).assign(keras.ops.convert_to_tensor(variable))
@@ -80,27 +78,24 @@ def reset_optimizer(optimizer: Any, variables: list[Any]) -> None:
                     average.assign(keras.ops.copy(variable))  # JAX would share the buffer
 
 
-@contextlib.contextmanager
-def _zeros_uncompiled(optimizer: Any) -> Iterator[None]:
+def _zeros_uncompiled(parts: Iterable[Any]) -> contextlib.AbstractContextManager[None]:
     """Lets slots that start at zero do so without a program of their own.
 
     JAX compiles one that makes zeros for each shape, and keeps it for good: megabytes,
     and tens of milliseconds, for every growth. On a CPU an array of NumPy costs less; on
     another device, where it would have to be sent there, the program is the lesser evil.
     """
-    if keras.backend.backend() != "jax" or not _on_cpu():
-        yield
-        return
-    made = optimizer.add_variable
 
-    def add_variable(shape: Any, initializer: Any = "zeros", *args: Any, **kwargs: Any) -> Any:
-        return made(shape, _zeros if initializer == "zeros" else initializer, *args, **kwargs)
+    def adding(optimizer: Any) -> Callable[..., Any]:
+        made = optimizer.add_variable
 
-    vars(optimizer)["add_variable"] = add_variable  # the attribute isn't tracked
-    try:
-        yield
-    finally:
-        del vars(optimizer)["add_variable"]
+        def add_variable(shape: Any, initializer: Any = "zeros", *args: Any, **kwargs: Any) -> Any:
+            return made(shape, _zeros if initializer == "zeros" else initializer, *args, **kwargs)
+
+        return add_variable
+
+    needed = keras.backend.backend() == "jax" and _on_cpu()
+    return overridden(parts if needed else (), "add_variable", adding)
 
 
 def _on_cpu() -> bool:

@@ -51,7 +51,6 @@ def saved_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 _BACKUP_FILES = ("_weights_path", "_training_metadata_path")
-
 _EARLIER_FILES = ("_prev_weights_path", "_prev_training_metadata_path")
 
 

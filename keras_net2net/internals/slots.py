@@ -8,7 +8,6 @@ from typing import Any
 from keras_net2net.internals.optimizers import progress_of
 
 WEIGHT = "weight"  # a slot that is a weight itself: an average of weights, say
-
 DERIVED = "derived"  # one that follows from other slots
 
 
@@ -46,7 +45,6 @@ class Slot:
 
 
 _FIRST, _SECOND, _UPDATE = SlotKind(1), SlotKind(2), SlotKind(0)
-
 _SUM = SlotKind(2, "initial_accumulator_value")
 
 # By the names of Keras's classes and of their attributes, which are lists in the order
@@ -105,7 +103,8 @@ def slots_of(optimizer: Any) -> list[Slot]:
             number = getattr(optimizer, name)
             known.add(id(number))
             found.append(Slot(None, name, number, None))
-    prefixes = sorted(((f"{v.path.replace('/', '_')}_", v) for v in owners), key=_longest)
+    prefixes = [(f"{v.path.replace('/', '_')}_", v) for v in owners]
+    prefixes.sort(key=lambda entry: -len(entry[0]))  # a path may begin with another one
     for variable in optimizer._variables:
         if id(variable) in known:
             continue
@@ -117,7 +116,3 @@ def slots_of(optimizer: Any) -> list[Slot]:
         else:
             found.append(Slot(None, variable.path, variable, None))
     return found
-
-
-def _longest(entry: tuple[str, Any]) -> int:
-    return -len(entry[0])

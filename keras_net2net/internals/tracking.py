@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from keras.src.utils.tracking import DotNotTrackScope
+
+
+def keras_untracked() -> contextlib.AbstractContextManager[None]:
+    """Keeps Keras from wrapping and tracking attributes that are set inside."""
+    scope: contextlib.AbstractContextManager[None] = DotNotTrackScope()
+    return scope
 
 
 @contextlib.contextmanager
-def keras_untracked() -> Iterator[None]:
-    """Keeps Keras from wrapping and tracking attributes that are set inside."""
-    from keras.src.utils.tracking import DotNotTrackScope
+def overridden(things: Iterable[Any], name: str, own: Callable[[Any], Any]) -> Iterator[None]:
+    """Lets layers, models or optimizers have a method of their own inside.
 
-    with DotNotTrackScope():
+    Keras calls `self.call` and its like, which an attribute of the instance can stand
+    before; there are no hooks. It is set past Keras, which would track it.
+
+    Args:
+        things: The objects.
+        name: The name of the method.
+        own: Makes the method of an object.
+    """
+    changed = []
+    try:
+        for thing in things:
+            vars(thing)[name] = own(thing)
+            changed.append(thing)
         yield
+    finally:
+        for thing in changed:
+            del vars(thing)[name]
 
 
 def unwrapped(container: Any) -> Any:

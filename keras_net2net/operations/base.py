@@ -1,23 +1,19 @@
-"""What all operations share: their interface, and how they name layers."""
+"""What all operations share: their interface."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-import difflib
-import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 
 from keras_net2net import internals
-from keras_net2net.errors import FixedWidthError, GrowthError, UnknownLayerError
-from keras_net2net.graph.structure import Graph
+from keras_net2net.errors import GrowthError, receiving
+from keras_net2net.operations.select import fixed_request
 from keras_net2net.planning.draft import Draft
-from keras_net2net.planning.plan import Step
-from keras_net2net.widths.expressions import widths_of
-from keras_net2net.widths.facts import Facts
+from keras_net2net.planning.plan import Skipped, Step
 
 
 class Operation(abc.ABC):
@@ -45,6 +41,18 @@ class Operation(abc.ABC):
         """
         return False
 
+    def __post_init__(self) -> None:
+        with receiving(repr(self)):
+            self._check()
+
+    def _check(self) -> None:  # noqa: B027 - most have something to check
+        """Checks the arguments, and puts them into their plain form."""
+
+    def steps(self, draft: Draft) -> list[Step]:
+        """Does the operation to a draft, as `draft` does; errors say what was received."""
+        with receiving(repr(self)):
+            return self.draft(draft)
+
     @abc.abstractmethod
     def draft(self, draft: Draft) -> list[Step]:
         """Does the operation to a draft.
@@ -68,6 +76,22 @@ class Operation(abc.ABC):
         """Puts arguments into their plain form, once they have been checked."""
         for name, value in arguments.items():
             object.__setattr__(self, name, value)  # the dataclasses are frozen
+
+    def _set_each(self, name: str, what: str, check: Callable[[Any, str], Any]) -> None:
+        """Puts numbers into their plain form: those of a dict of layers, and an argument.
+
+        Args:
+            name: The argument that says the number for all layers, if there is no dict.
+            what: What the numbers are, for error messages.
+            check: From a number, and what it is, to its plain form.
+        """
+        layers, value = vars(self)["layers"], vars(self)[name]
+        if isinstance(layers, dict):
+            given = layers.items()
+            layers = {layer: check(one, f"{what} of {plain(layer)!r}") for layer, one in given}
+        if value is not None:
+            value = check(value, f"`{name}`")
+        self._set(layers=fixed_request(layers), **{name: value})
 
     def get_config(self) -> dict[str, Any]:
         """The arguments but for data, ready to be written as JSON; layers become names."""
@@ -112,13 +136,6 @@ def plain(value: Any, paths: Mapping[int, str] | None = None) -> Any:
     return value
 
 
-def fixed_request(layers: Any) -> Any:
-    """What names the layers, as a value of its own that no one else can change."""
-    if isinstance(layers, dict):
-        return dict(layers)
-    return tuple(layers) if _is_sequence(layers) else layers
-
-
 def as_operations(operations: Any) -> list[Operation]:
     """Checks and flattens what a user gives as operation(s).
 
@@ -143,170 +160,6 @@ def as_operations(operations: Any) -> list[Operation]:
     )
 
 
-def check_normalized(batch_norm: Any, received: str, model: str) -> None:
-    """Checks the argument that says whether what is inserted is normalized.
-
-    Args:
-        batch_norm: The argument.
-        received: What the caller passed, for the error message.
-        model: What `None` means: as this has it.
-
-    Raises:
-        GrowthError: If it is neither `True` nor `False` nor `None`.
-    """
-    if batch_norm not in (None, True, False):
-        raise GrowthError(
-            f"`batch_norm` can't be {batch_norm!r}",
-            "it says whether the new layers are normalized",
-            f"Pass `True`, `False`, or `None` for what {model} has",
-            received=received,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Match:
-    """A layer that a request found, and whether it was named outright."""
-
-    facts: Facts
-    named: bool
-
-
-def find_layers(draft: Draft, wanted: Any, received: str) -> list[Match]:
-    """The layers that a request names.
-
-    Args:
-        draft: The draft.
-        wanted: A layer's name or path, a glob pattern of these, a layer object, or
-            a sequence of these.
-        received: The request, for the error message.
-
-    Returns:
-        The layers in the order of the request, each once.
-
-    Raises:
-        UnknownLayerError: If a name or pattern matches nothing, or a name more
-            than one layer.
-    """
-    found: dict[int, Match] = {}
-    items = wanted if _is_sequence(wanted) else [wanted]
-    if not items:
-        raise UnknownLayerError(
-            "No layer was named",
-            "the list is empty",
-            "Name a layer",
-            received=received,
-        )
-    for item in items:
-        for match in _find(draft, item, received):
-            found.setdefault(id(match.facts), match)
-    return list(found.values())
-
-
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _find(draft: Draft, item: Any, received: str) -> Iterable[Match]:
-    layers = draft.layers()
-    if isinstance(item, keras.Layer):
-        same = [facts for facts in layers if facts.operation is item]
-        if not same:
-            raise UnknownLayerError(
-                (
-                    f"The layer {item.name!r} ({type(item).__name__}) isn't part of "
-                    f"the model {draft.model.name!r}"
-                ),
-                "only layers that the model calls can grow",
-                _suggest(draft, item.name),
-                received=received,
-            )
-        return [Match(same[0], True)]
-    if not isinstance(item, str):
-        raise UnknownLayerError(
-            "A layer is named by a string or given as a layer object",
-            "nothing else tells which layer is meant",
-            "Pass names such as 'conv1', patterns such as 'conv*', or layers",
-            received=received,
-        )
-    by_path = [facts for facts in layers if facts.path == item]
-    by_name = by_path or [facts for facts in layers if facts.operation.name == item]
-    if len(by_name) > 1:
-        paths = ", ".join(repr(facts.path) for facts in by_name)
-        raise UnknownLayerError(
-            f"The name {item!r} doesn't tell which layer is meant",
-            f"{len(by_name)} layers of nested models have it",
-            f"Use a path: {paths}",
-            received=received,
-        )
-    if by_name:
-        return [Match(by_name[0], True)]
-    if any(character in item for character in "*?["):
-        matches = [
-            Match(facts, False)
-            for facts in layers
-            if fnmatch.fnmatchcase(facts.path, item)
-            or fnmatch.fnmatchcase(facts.operation.name, item)
-        ]
-        if matches:
-            return matches
-    kind = "pattern" if any(character in item for character in "*?[") else "name"
-    nested = [g for g in draft.graph.subgraphs() if g.path and item in (g.path, g.model.name)]
-    if nested and not isinstance(nested[0].model, keras.Model):
-        raise _opened(draft, nested[0], received)
-    if nested:
-        raise UnknownLayerError(
-            f"{item!r} is a model ({type(nested[0].model).__name__}), not a layer",
-            "its layers grow, each by its own width",
-            f"Name the layers inside, such as '{nested[0].path}/*'",
-            received=received,
-        )
-    raise UnknownLayerError(
-        f"The {kind} {item!r} matches no layer of the model {draft.model.name!r}",
-        f"its layers are {_listed([facts.path for facts in layers])}",
-        _suggest(draft, item),
-        received=received,
-    )
-
-
-def _opened(draft: Draft, graph: Graph, received: str) -> FixedWidthError:
-    """Why a layer that was looked into has no units that go by its own name."""
-    kind = type(graph.model).__name__
-    facts = draft.inference.facts.get(id(graph.model))
-    axes = [axis for axes in facts.weights.values() for axis in axes] if facts else []
-    widths = [width for axis in reversed(axes) for width in widths_of(axis.expression)]
-    reasons = [f"{width.obstacle}" for width in widths if width.obstacle is not None]
-    inside = [one.path for one in draft.layers() if one.path.startswith(f"{graph.path}/")]
-    return FixedWidthError(
-        f"Layer {graph.path!r} ({kind}) can't be widened",
-        reasons[0] if reasons else "it makes no units of its own",
-        (
-            f"Name a layer inside it: {_listed(inside)}"
-            if inside
-            else f"Register a rule for {kind} with `keras_net2net.rules.register_rule`"
-        ),
-        received=received,
-    )
-
-
-def _listed(names: list[str], most: int = 12) -> str:
-    shown = ", ".join(names[:most])
-    return f"{shown}, and {len(names) - most} more" if len(names) > most else shown
-
-
-def _suggest(draft: Draft, name: str) -> str:
-    names = {facts.path for facts in draft.layers()}
-    names |= {facts.operation.name for facts in draft.layers()}
-    close = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
-    if not close:
-        return "Use a name from `[layer.name for layer in model.layers]`"
-    return f"Did you mean {' or '.join(map(repr, close))}?"
-
-
-def label(facts: Facts) -> str:
-    """A layer for an error message: its path, class and sizes."""
-    sizes = ", ".join(
-        f"{expression.size} {'units' if key == 'output_dim' else key}"
-        for key, expression in facts.units.items()
-    )
-    kind = type(facts.operation).__name__
-    return f"{facts.path!r} ({kind}{', ' + sizes if sizes else ''})"
+def reasons(skipped: list[Skipped]) -> str:
+    """Why layers were skipped, for an error message."""
+    return "; ".join(f"{skip.path}: {skip.reason}" for skip in skipped[:8])

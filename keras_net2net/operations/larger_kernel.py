@@ -6,27 +6,16 @@ import dataclasses
 from typing import Any
 
 import keras
-from keras import layers
 
 from keras_net2net.errors import GrowthError, SizeError, whole_number
 from keras_net2net.graph.structure import Shape
-from keras_net2net.operations.base import Match, Operation, find_layers, fixed_request, label, plain
+from keras_net2net.operations.base import Operation, reasons
+from keras_net2net.operations.families import SLIDING, TRANSPOSED
+from keras_net2net.operations.select import Match, find_each, label
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import LayerChange, Skipped, Step
 from keras_net2net.planning.remaps import padded
 from keras_net2net.widths.facts import Facts
-
-FORWARD = (
-    layers.Conv1D,
-    layers.Conv2D,
-    layers.Conv3D,
-    layers.DepthwiseConv1D,
-    layers.DepthwiseConv2D,
-    layers.SeparableConv1D,
-    layers.SeparableConv2D,
-)
-TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-FAMILY = (*FORWARD, *TRANSPOSED)
 
 
 @keras.saving.register_keras_serializable(package="keras_net2net")
@@ -79,24 +68,14 @@ class LargerKernel(Operation):
     layers: Any = None
     kernel_size: Any = None
 
-    def __post_init__(self) -> None:
-        received = repr(self)
+    def _check(self) -> None:
         if isinstance(self.layers, dict) == (self.kernel_size is not None):
             raise GrowthError(
                 "The new kernel size isn't clear",
                 "it comes from either `kernel_size` or a dict of layers to sizes",
                 "Pass `LargerKernel('conv1', kernel_size=5)` or `LargerKernel({'conv1': 5})`",
-                received=received,
             )
-        if isinstance(self.layers, dict):
-            sizes = {
-                name: _sizes(size, f"The kernel size of {plain(name)!r}", received)
-                for name, size in self.layers.items()
-            }
-            self._set(layers=sizes)
-        else:
-            self._set(kernel_size=_sizes(self.kernel_size, "`kernel_size`", received))
-            self._set(layers=fixed_request(self.layers))
+        self._set_each("kernel_size", "The kernel size", _sizes)
 
     @property
     def exact(self) -> bool:
@@ -105,54 +84,37 @@ class LargerKernel(Operation):
 
     def draft(self, draft: Draft) -> list[Step]:
         """Enlarges the kernels of a draft."""
-        changes: list[LayerChange] = []
+        changes: dict[str, LayerChange] = {}
         skipped: list[Skipped] = []
-        done: set[str] = set()
         for match, wanted in self._requests(draft):
             facts = draft.inference.facts[id(match.facts.operation)]  # an earlier change counts
-            reason, error = self._problem(draft, facts, wanted)
-            if reason is not None and match.named and error is not None:
-                raise error(
-                    f"The kernel of layer {label(facts)} can't become {_text(wanted)}",
-                    reason,
-                    self._instead(draft, facts),
-                    received=repr(self),
-                )
-            if reason is not None:
-                skipped.append(Skipped(facts.path, reason))
+            why, error = self._problem(draft, facts, wanted)
+            instead = self._instead(draft, facts)
+            if why is None and facts.path in changes:
+                why, error = "another size is asked for as well", GrowthError
+                instead = "Ask for one size for each layer"
+            elif why is not None and not (match.named and error is not None):
+                skipped.append(Skipped(facts.path, why))
                 continue
-            if facts.path in done:
-                raise GrowthError(
-                    f"The kernel of layer {label(facts)} can't become {_text(wanted)}",
-                    "another size is asked for as well",
-                    "Ask for one size for each layer",
-                    received=repr(self),
-                )
-            done.add(facts.path)
-            changes.append(self._change(draft, facts, wanted))
+            if why is not None and error is not None:
+                problem = f"The kernel of layer {label(facts)} can't become {_text(wanted)}"
+                raise error(problem, why, instead)
+            changes[facts.path] = self._change(draft, facts, wanted)
         if not changes and not any("already" in skip.reason for skip in skipped):
-            reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in skipped[:8])
             raise GrowthError(
                 f"No kernel of the model {draft.model.name!r} that was asked for can grow",
-                reasons or "it has no convolutions",
+                reasons(skipped) or "it has no convolutions",
                 "Name a convolution with `same` or `causal` padding",
-                received=repr(self),
             )
-        return [Step(self, layers=tuple(changes), skipped=tuple(skipped))]
+        return [Step(self, layers=tuple(changes.values()), skipped=tuple(skipped))]
 
     def _requests(self, draft: Draft) -> list[tuple[Match, Any]]:
         """Each layer that is meant, with its new size."""
         if self.layers is None:
-            found = [Match(facts, False) for facts in draft.layers()]
-            return [(m, self.kernel_size) for m in found if isinstance(m.facts.operation, FAMILY)]
-        wanted = self.layers if isinstance(self.layers, dict) else None
-        groups = wanted.items() if wanted is not None else [(self.layers, self.kernel_size)]
-        return [
-            (match, size)
-            for name, size in groups
-            for match in find_layers(draft, name, repr(self))
-            if match.named or isinstance(match.facts.operation, FAMILY)
-        ]
+            found = [(Match(facts, False), self.kernel_size) for facts in draft.layers()]
+        else:
+            found = find_each(draft, self.layers, self.kernel_size)
+        return [one for one in found if one[0].named or isinstance(one[0].facts.operation, SLIDING)]
 
     def _problem(
         self, draft: Draft, facts: Facts, wanted: Any
@@ -160,7 +122,7 @@ class LargerKernel(Operation):
         """Why a kernel can't have a size, and the error that says so; no error if it has it."""
         layer = facts.operation
         kind = type(layer).__name__
-        if not isinstance(layer, FAMILY):
+        if not isinstance(layer, SLIDING):
             return f"a {kind} has no kernel that slides along space", GrowthError
         if not facts.has_rule or not draft.inference.weights_covered(facts):
             return f"{kind} holds weights that its rule doesn't cover", GrowthError
@@ -182,7 +144,7 @@ class LargerKernel(Operation):
 
     def _instead(self, draft: Draft, facts: Facts) -> str:
         layer = facts.operation
-        if not isinstance(layer, FAMILY):
+        if not isinstance(layer, SLIDING):
             return "Name a convolution with `same` or `causal` padding"
         if draft.setting(layer, "padding") == "valid":
             return "Name a layer with `same` padding, or insert a layer with `Deeper` instead"
@@ -262,11 +224,11 @@ def _size_along(draft: Draft, layer: Any, shape: Shape, axis: int) -> int | None
     return shape[axis + (2 if layer.data_format == "channels_first" else 1)]
 
 
-def _sizes(value: Any, what: str, received: str) -> int | tuple[int, ...]:
+def _sizes(value: Any, what: str) -> int | tuple[int, ...]:
     """A kernel size as an integer or a tuple of these."""
     if isinstance(value, (list, tuple)) and value:
-        return tuple(_sizes(size, what, received) for size in value)  # type: ignore[misc]
-    return whole_number(value, what, received, kind="the size of a kernel")
+        return tuple(_sizes(size, what) for size in value)  # type: ignore[misc]
+    return whole_number(value, what, kind="the size of a kernel")
 
 
 def _for_rank(wanted: Any, rank: int) -> tuple[int, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -18,9 +19,12 @@ from keras_net2net.errors import (
     real_number,
     whole_number,
 )
-from keras_net2net.operations.base import Match, Operation, find_layers, fixed_request, label, plain
+from keras_net2net.operations.base import Operation, reasons
+from keras_net2net.operations.resizing import Asked
+from keras_net2net.operations.select import Match, find_each, label
 from keras_net2net.planning.changes import NewUnits
-from keras_net2net.planning.draft import Draft, Start
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.evaluating import Start
 from keras_net2net.planning.plan import OutputChange, Skipped, Step
 from keras_net2net.planning.remaps import appended, remap_of
 from keras_net2net.widths.expressions import Concat, Expression, Product, Width, resolve, widths_of
@@ -95,33 +99,22 @@ class NewClasses(Operation):
     start: str = "zeros"
     mass: float = 1e-4
 
-    def __post_init__(self) -> None:
-        received = repr(self)
+    def _check(self) -> None:
         if isinstance(self.layers, dict) == (self.classes is not None) or self.layers is None:
             raise GrowthError(
                 "The new classes aren't clear",
                 "a head is named, and their number comes from either `classes` or a dict",
                 "Pass `NewClasses('predictions', 5)` or `NewClasses({'predictions': 5})`",
-                received=received,
             )
-        kind = "a number of new classes"
-        if isinstance(self.layers, dict):
-            counts = {
-                name: whole_number(count, f"The classes of {plain(name)!r}", received, kind=kind)
-                for name, count in self.layers.items()
-            }
-            self._set(layers=counts)
-        else:
-            self._set(classes=whole_number(self.classes, "`classes`", received, kind=kind))
-            self._set(layers=fixed_request(self.layers))
-        check_choice("start", self.start, STARTS, received)
+        count = functools.partial(whole_number, kind="a number of new classes")
+        self._set_each("classes", "The classes", count)
+        check_choice("start", self.start, STARTS)
         mass = real_number(self.mass)
         if mass is None or not 0 < mass < 1:
             raise GrowthError(
                 f"`mass` can't be {self.mass!r}",
                 "it is the probability that is left to the new classes, between 0 and 1",
                 "Pass for example `mass=1e-4`",
-                received=received,
             )
         self._set(mass=mass)
 
@@ -132,63 +125,65 @@ class NewClasses(Operation):
 
     def draft(self, draft: Draft) -> list[Step]:
         """Adds the classes to a draft."""
-        requests = list(self._requests(draft))
-        with draft.open_heads(match.facts.operation for match, _ in requests):
-            inference = draft.inference
-            sizes: dict[Width, int] = {}
-            asked: dict[Width, list[str]] = {}
-            skipped: list[Skipped] = []
-            offsets: dict[str, float] = {}
-            notes: list[str] = []
-            for match, count in requests:
-                facts = inference.facts[id(match.facts.operation)]
-                problem = self._problem(draft, facts, match.named)
-                if problem is not None:
-                    skipped.append(Skipped(facts.path, problem))
-                    continue
-                grown = self._sizes(inference, facts, count)
-                for width, size in grown.items():
-                    if sizes.setdefault(width, size) != size:
-                        raise self._error(
-                            facts,
-                            f"its units are tied to those of {asked[width][0]!r}, which get "
-                            "another number of classes",
-                            "Ask for one number of classes",
-                            ConflictError,
-                        )
-                    asked.setdefault(width, []).append(facts.path)
-                more = self._offset(inference, facts, grown)
-                if more is not None and not any(len(asked[width]) > 1 for width in grown):
-                    offsets[f"{facts.path}/bias"], note = more
-                    notes.append(note)
+        found = find_each(draft, self.layers, self.classes)
+        with draft.open_heads(match.facts.operation for match, _ in found):
+            asked, offsets, notes = self._asked(draft, found)
+            sizes = asked.sizes
             if not sizes:
-                raise self._no_head(skipped)
-            outputs = tuple(_output_changes(inference, sizes))
-            notes += self._notes(outputs)
+                raise FixedWidthError(
+                    "No layer that was asked for can get new classes",
+                    reasons(asked.skipped),
+                    "Name the layer that makes the logits of the model",
+                )
+            outputs = tuple(_output_changes(draft.inference, sizes))
             zero = frozenset(
                 width
                 for width in sizes
                 if self.start == "zeros"
-                or (self.start == "suppressed" and _squashed(inference, width))
+                or (self.start == "suppressed" and _squashed(draft.inference, width))
             )
-            widths, changed = draft.widen(sizes, NewUnits(), asked, start=Start(zero, offsets))
+            start = Start(zero, offsets)
+            widths, changed = draft.widen(sizes, NewUnits(), asked.paths, start=start)
         return [
             Step(
                 self,
                 widths=widths,
                 layers=changed,
-                skipped=tuple(skipped),
-                notes=tuple(notes),
+                skipped=tuple(asked.skipped),
+                notes=(*notes, *map(_note, outputs)),
                 outputs=outputs,
             )
         ]
 
-    def _requests(self, draft: Draft) -> Iterator[tuple[Match, int]]:
-        counts = self.layers if isinstance(self.layers, dict) else {None: self.classes}
-        for name, count in counts.items():
-            wanted = self.layers if name is None else name
-            for match in find_layers(draft, wanted, repr(self)):
-                yield match, int(count or 0)
+    def _asked(
+        self, draft: Draft, found: list[tuple[Match, int]]
+    ) -> tuple[Asked, dict[str, float], list[str]]:
+        """What is asked for, what is added to biases, by path, and what that means."""
+        asked = Asked()
+        offsets: dict[str, float] = {}
+        notes: list[str] = []
+        for match, count in found:
+            facts = draft.inference.facts[id(match.facts.operation)]
+            problem = self._problem(draft, facts, match.named)
+            if problem is not None:
+                asked.skipped.append(Skipped(facts.path, problem))
+                continue
+            grown = self._sizes(draft.inference, facts, count)
+            for width, size in grown.items():
+                if asked.sizes.setdefault(width, size) != size:
+                    raise self._error(
+                        facts,
+                        f"its units are tied to those of {asked.paths[width][0]!r}, which get "
+                        "another number of classes",
+                        "Ask for one number of classes",
+                        ConflictError,
+                    )
+                asked.matches.setdefault(width, []).append(match)
+            more = self._offset(draft.inference, facts, grown)
+            if more is not None and not any(len(asked.matches[width]) > 1 for width in grown):
+                offsets[f"{facts.path}/bias"], note = more
+                notes.append(note)
+        return asked, offsets, notes
 
     def _problem(self, draft: Draft, facts: Facts, named: bool) -> str | None:
         """Why a layer gets no classes; an error if it was named outright."""
@@ -216,16 +211,6 @@ class NewClasses(Operation):
             f"Layer {label(facts)} can't get new classes",
             why,
             instead,
-            received=repr(self),
-        )
-
-    def _no_head(self, skipped: list[Skipped]) -> GrowthError:
-        reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in skipped[:8])
-        return FixedWidthError(
-            "No layer that was asked for can get new classes",
-            reasons,
-            "Name the layer that makes the logits of the model",
-            received=repr(self),
         )
 
     def _sizes(self, inference: Inferred, facts: Facts, count: int) -> dict[Width, int]:
@@ -284,27 +269,23 @@ class NewClasses(Operation):
             f"plus {bias:.4g} on the bias"
         )
 
-    def _notes(self, outputs: tuple[OutputChange, ...]) -> list[str]:
-        notes = []
-        for change in outputs:
-            old, new = change.remap.old_size, change.remap.size
-            at = change.remap.new.nonzero()[0]
-            inside = at[-1] < new - 1 or len(at) != at[-1] - at[0] + 1
-            where = (
-                f"new ones at {', '.join(map(str, at[:8]))}{', ...' if len(at) > 8 else ''}, and "
-                "the old ones behind these move"
-                if inside
-                else "new ones at the end"
-            )
-            what = {
-                "values": "the old entries are compared, and are what they were",
-                "softmax": "the old probabilities are compared after dividing them by their sum",
-                "log_softmax": "the old probabilities are compared after dividing them by their "
-                "sum",
-                "mixed": "the old entries change with the new probabilities, and aren't compared",
-            }[change.kind]
-            notes.append(f"output {change.output}: {old} -> {new} entries, {where}; {what}")
-        return notes
+
+def _note(change: OutputChange) -> str:
+    """What becomes of the entries of an output."""
+    at = change.remap.new.nonzero()[0]
+    where = "new ones at the end"
+    if at[-1] < change.remap.size - 1 or len(at) != at[-1] - at[0] + 1:
+        listed = f"{', '.join(map(str, at[:8]))}{', ...' if len(at) > 8 else ''}"
+        where = f"new ones at {listed}, and the old ones behind these move"
+    divided = "the old probabilities are compared after dividing them by their sum"
+    what = {
+        "values": "the old entries are compared, and are what they were",
+        "softmax": divided,
+        "log_softmax": divided,
+        "mixed": "the old entries change with the new probabilities, and aren't compared",
+    }[change.kind]
+    sizes = f"{change.remap.old_size} -> {change.remap.size}"
+    return f"output {change.output}: {sizes} entries, {where}; {what}"
 
 
 def _classes_of(inference: Inferred, facts: Facts) -> Expression | None:
@@ -346,15 +327,15 @@ def _output_changes(inference: Inferred, sizes: dict[Width, int]) -> Iterator[Ou
         for over in one.shown.over:
             if not any(width in sizes for width in widths_of(over)):
                 continue
-            place = _place(axis, over)
-            if place is None:
+            spans = _spans(axis, over)
+            if spans is None:
                 kind = "mixed"
             else:
-                parts += place
+                parts += spans
         yield OutputChange(one.output, one.axis, remap, kind, tuple(parts))
 
 
-def _place(axis: Expression, part: Expression) -> list[tuple[int, int]] | None:
+def _spans(axis: Expression, part: Expression) -> list[tuple[int, int]] | None:
     """Where an expression stands in one that is made of it."""
     whole, wanted = _parts(axis), _parts(part)
     found = []

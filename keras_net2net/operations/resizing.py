@@ -15,249 +15,13 @@ from keras_net2net.errors import (
     real_number,
     whole_number,
 )
-from keras_net2net.operations.base import Match, Operation, find_layers, fixed_request, label, plain
+from keras_net2net.operations.base import Operation, reasons
+from keras_net2net.operations.select import Match, find_each, label
 from keras_net2net.planning.draft import Draft
-from keras_net2net.planning.plan import Skipped
+from keras_net2net.planning.plan import Skipped, Step
 from keras_net2net.widths.expressions import Product, Width, resolve, widths_of
 from keras_net2net.widths.facts import Facts
-from keras_net2net.widths.sizes import growable
-
-
-class Resizing(Operation):
-    """An operation that gives layers another number of units."""
-
-    layers: Any
-    units: Any
-    factor: Any
-    round_to: int
-    _do: ClassVar[str] = "widen"
-    _done: ClassVar[str] = "widened"
-    _change: ClassVar[str] = "grow"
-    _lists: ClassVar[str] = "Wider(factor=2)"
-
-    def _take_sizes(
-        self, received: str, fits: Callable[[float], bool], why: str, instead: str
-    ) -> None:
-        """Checks what says the new sizes, and puts it into its plain form.
-
-        Args:
-            received: The operation, for error messages.
-            fits: Whether a factor changes sizes in the right direction.
-            why: What is wrong with one that doesn't.
-            instead: What to pass then.
-
-        Raises:
-            GrowthError: If a number of units has no layer.
-            SizeError: If a size isn't possible.
-        """
-        if isinstance(self.layers, dict):
-            sizes = {
-                name: whole_units(units, f"The units of {plain(name)!r}", received)
-                for name, units in self.layers.items()
-            }
-            self._set(layers=sizes)
-        if self.units is not None:
-            self._set(units=whole_units(self.units, "`units`", received))
-            if self.layers is None:
-                raise GrowthError(
-                    "One number of units doesn't fit every layer of a model",
-                    "`units` needs `layers`",
-                    "Name the layers, or use `factor`",
-                    received=received,
-                )
-        parts = self.factor if isinstance(self.factor, dict) else {"": self.factor}
-        factors = {name: real_number(value) for name, value in parts.items()}
-        if self.factor is not None and (
-            not factors or any(f is None or not fits(f) for f in factors.values())
-        ):
-            raise SizeError(
-                f"`factor` can't be {self.factor!r}",
-                why,
-                instead,
-                received=received,
-            )
-        self._set(
-            layers=fixed_request(self.layers),
-            factor=factors if isinstance(self.factor, dict) else factors[""],
-            round_to=whole_number(self.round_to, "`round_to`", received),
-        )
-
-    def _asked(
-        self,
-        draft: Draft,
-        skipped: list[Skipped],
-        sizes_of: Callable[[Request], dict[Width, int]],
-    ) -> tuple[dict[Width, int], dict[Width, list[Match]]]:
-        """The new size of each width that is asked for, and the layers that it is asked of."""
-        sizes: dict[Width, int] = {}
-        asked: dict[Width, list[Match]] = {}
-        # A layer whose units are a product may be satisfied by what another one needs.
-        for request in sorted(self._requests(draft), key=lambda one: len(one.choices) > 1):
-            problem = self._obstacle(draft, request)
-            if problem is not None:
-                skipped.append(Skipped(request.facts.path, problem))
-                continue
-            now = int(request.expression.size or 0)
-            if request.units == now:
-                skipped.append(Skipped(request.facts.path, f"has {now} units already"))
-                continue
-            self._check_direction(request, now)
-            changed = [w for w in request.choices if w in sizes and request.units is None]
-            wanted = {} if changed else sizes_of(request)
-            if not wanted and not changed:
-                skipped.append(Skipped(request.facts.path, f"has {now} units already"))
-            for width, size in wanted.items():
-                if sizes.setdefault(width, size) != size:
-                    raise self._conflict(request, width, size, sizes[width], asked[width])
-                asked.setdefault(width, []).append(request.match)
-            for width in changed:
-                asked[width].append(request.match)
-        return sizes, asked
-
-    @abc.abstractmethod
-    def _check_direction(self, request: Request, now: int) -> None:
-        """Raises an error if there are more, or fewer, units than are asked for."""
-
-    def _requests(self, draft: Draft) -> list[Request]:
-        """Each layer that is meant, with what is asked for."""
-        if self.layers is None:
-            found = [
-                Match(facts, False)
-                for facts in draft.layers()
-                if facts.units or (facts.operation.weights and not facts.has_rule)
-            ]
-            return [one for match in found for one in self._split(match, None)]
-        if isinstance(self.layers, dict):
-            return [
-                one
-                for name, units in self.layers.items()
-                for match in find_layers(draft, name, repr(self))
-                for one in self._split(match, units)
-            ]
-        return [
-            one
-            for match in find_layers(draft, self.layers, repr(self))
-            for one in self._split(match, self.units)
-        ]
-
-    def _split(self, match: Match, units: Any) -> list[Request]:
-        """One request for each thing that a layer counts and that is named."""
-        if isinstance(units, dict):
-            parts: list[Any] = [(key, self._rounded(size), None) for key, size in units.items()]
-        elif isinstance(self.factor, dict):
-            parts = [(key, None, factor) for key, factor in self.factor.items()]
-        else:
-            size = None if units is None else self._rounded(units)
-            return [Request(match, match.facts.main, size, self.factor)]
-        requests = []
-        for key, size, factor in parts:
-            counted = match.facts.units
-            part = key if key in counted else key.removeprefix("num_")
-            if part not in counted and not match.named and not counted:
-                continue
-            if part not in counted:
-                raise GrowthError(
-                    f"Layer {label(match.facts)} has no {key!r} that could {self._change}",
-                    f"it counts {', '.join(map(repr, counted)) or 'nothing'}",
-                    "Name one of these, or pass a number",
-                    received=repr(self),
-                )
-            requests.append(Request(match, counted[part], size, factor))
-        return requests
-
-    def _rounded(self, units: int) -> int:
-        return -(-units // self.round_to) * self.round_to
-
-    def _obstacle(self, draft: Draft, request: Request) -> str | None:
-        """Why a layer can't have another size; an error if it was named outright."""
-        match, facts = request.match, request.facts
-        if not facts.units:
-            if not match.named and facts.has_rule:
-                return "has no units of its own"
-            if not match.named:
-                return f"{type(facts.operation).__name__} has no rule"
-            raise self._no_units(draft, facts)
-        widths = list(widths_of(request.expression))
-        if any(width.obstacle is None for width in widths):
-            return None
-        width = widths[0] if widths else None
-        reason = str(width.obstacle) if width is not None else "its size is fixed"
-        if not match.named:
-            return reason
-        path = draft.path_to_obstacle(facts, width) if width is not None else [facts.path]
-        cause = draft_operation(draft, path[-1])
-        instead = (
-            f"Register a rule for {type(cause).__name__} with `keras_net2net.rules.register_rule`, "
-            f"or {self._do} another layer"
-            if "has no rule" in reason and cause is not None
-            else self._another
-        )
-        raise FixedWidthError(
-            f"Layer {label(facts)} can't be {self._done}",
-            f"its width is fixed: {reason} (path: {' -> '.join(path)})",
-            instead,
-            received=repr(self),
-        )
-
-    @property
-    def _another(self) -> str:
-        return (
-            f"{self._do.capitalize()} another layer: `print(plan(model, {self._lists}))` lists "
-            "those that can"
-        )
-
-    def _no_units(self, draft: Draft, facts: Facts) -> FixedWidthError:
-        kind = type(facts.operation).__name__
-        makers: list[str] = []
-        owners = draft.owners()
-        for _, call in draft.calls_of(facts.operation):
-            for tensor in call.inputs:
-                for axis in draft.inference.of(tensor):
-                    for width in widths_of(axis):
-                        makers += [p for p in owners.get(width, []) if p not in makers]
-        return FixedWidthError(
-            f"Layer {label(facts)} can't be {self._done}",
-            (
-                f"a {kind} makes no units of its own"
-                if facts.has_rule
-                else f"{kind} has no rule that says which units it makes"
-            ),
-            (
-                f"{self._do.capitalize()} what makes the units that it works on: "
-                f"{', '.join(map(repr, makers))}"
-                if makers and facts.has_rule
-                else f"Register a rule for {kind} with `keras_net2net.rules.register_rule`"
-                if not facts.has_rule
-                else f"{self._do.capitalize()} another layer"
-            ),
-            received=repr(self),
-        )
-
-    def _conflict(
-        self, request: Request, width: Width, size: int, other: int, asked: list[Match]
-    ) -> ConflictError:
-        names = ", ".join(repr(match.facts.path) for match in asked)
-        return ConflictError(
-            f"Layer {label(request.facts)} can't be {self._done} to {size} units",
-            (
-                f"its units are tied to those of {names} (width {width!r}), "
-                f"for which {other} are asked"
-            ),
-            "Ask for one size",
-            received=repr(self),
-        )
-
-    def _nothing(self, draft: Draft, skipped: list[Skipped]) -> None:
-        """No layer grows: fine if all had their size before, else an error."""
-        if all("already" in skip.reason for skip in skipped) and skipped:
-            return
-        reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in skipped[:8])
-        raise FixedWidthError(
-            (f"No layer of the model {draft.model.name!r} that was asked for can be {self._done}"),
-            reasons or "there is none that makes units",
-            self._another,
-            received=repr(self),
-        )
+from keras_net2net.widths.sizes import growable, sizes_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,18 +47,280 @@ class Request:
         return [width for factor in expression.factors for width in growable(factor)]
 
 
-def whole_units(value: Any, what: str, received: str) -> Any:
+@dataclasses.dataclass(eq=False)
+class Asked:
+    """What is asked of the widths of a model.
+
+    Attributes:
+        sizes: The new size of each width.
+        matches: The layers that it is asked of.
+        skipped: The layers that can't have it, or have it already.
+    """
+
+    sizes: dict[Width, int] = dataclasses.field(default_factory=dict)
+    matches: dict[Width, list[Match]] = dataclasses.field(default_factory=dict)
+    skipped: list[Skipped] = dataclasses.field(default_factory=list)
+
+    @property
+    def paths(self) -> dict[Width, list[str]]:
+        """The paths of the layers that each size is asked of."""
+        return {w: [match.facts.path for match in self.matches[w]] for w in self.sizes}
+
+    def skip(self, width: Width, why: str) -> None:
+        """Takes a width out."""
+        self.skipped += [Skipped(match.facts.path, why) for match in self.matches[width]]
+        self.sizes.pop(width, None)
+
+    def leave(
+        self, width: Width, why: str, problem: str, instead: str, error: type[GrowthError]
+    ) -> None:
+        """Takes a width out that can't have its size; an error if a layer was named outright.
+
+        Args:
+            width: The width.
+            why: Why it can't.
+            problem: What can't be done, with `{}` for the layer.
+            instead: What to do instead.
+            error: The class of the error.
+        """
+        named = next((match for match in self.matches[width] if match.named), None)
+        if named is not None:
+            raise error(problem.format(label(named.facts)), why, instead)
+        self.skip(width, why)
+
+
+class Resizing(Operation):
+    """An operation that gives layers another number of units."""
+
+    layers: Any
+    units: Any
+    factor: Any
+    round_to: int
+    _grows: ClassVar[bool] = True
+    _do: ClassVar[str] = "widen"
+    _done: ClassVar[str] = "widened"
+    _change: ClassVar[str] = "grow"
+    _only: ClassVar[str] = "only adds units"
+    _beyond: ClassVar[str] = "more than {} units"
+    _lists: ClassVar[str] = "Wider(factor=2)"
+    _sizes_for: ClassVar[Callable[..., Any]] = staticmethod(sizes_for)
+
+    def _take_sizes(self, fits: Callable[[float], bool], why: str, instead: str) -> None:
+        """Checks what says the new sizes, and puts it into its plain form.
+
+        Args:
+            fits: Whether a factor changes sizes in the right direction.
+            why: What is wrong with one that doesn't.
+            instead: What to pass then.
+
+        Raises:
+            GrowthError: If a number of units has no layer.
+            SizeError: If a size isn't possible.
+        """
+        self._set_each("units", "The units", _whole_units)
+        if self.units is not None and self.layers is None:
+            raise GrowthError(
+                "One number of units doesn't fit every layer of a model",
+                "`units` needs `layers`",
+                "Name the layers, or use `factor`",
+            )
+        parts = self.factor if isinstance(self.factor, dict) else {"": self.factor}
+        factors = {name: real_number(value) for name, value in parts.items()}
+        possible = factors and all(f is not None and fits(f) for f in factors.values())
+        if self.factor is not None and not possible:
+            raise SizeError(f"`factor` can't be {self.factor!r}", why, instead)
+        self._set(
+            factor=factors if isinstance(self.factor, dict) else factors[""],
+            round_to=whole_number(self.round_to, "`round_to`"),
+        )
+
+    def _asked(
+        self, draft: Draft, sizes_of: Callable[[Request], dict[Width, int]] | None = None
+    ) -> Asked:
+        """What is asked for.
+
+        Args:
+            draft: The draft.
+            sizes_of: The sizes that a request asks for. Defaults to `None`: `_sizes`.
+        """
+        asked = Asked()
+        # A layer whose units are a product may be satisfied by what another one needs.
+        for request in sorted(self._requests(draft), key=lambda one: len(one.choices) > 1):
+            now = int(request.expression.size or 0)
+            problem = self._obstacle(draft, request)
+            if problem is None and request.units == now:
+                problem = f"has {now} units already"
+            if problem is not None:
+                asked.skipped.append(Skipped(request.facts.path, problem))
+                continue
+            self._check_direction(request, now)
+            changed = [w for w in request.choices if w in asked.sizes and request.units is None]
+            wanted = {} if changed else (sizes_of or self._sizes)(request)
+            if not wanted and not changed:
+                asked.skipped.append(Skipped(request.facts.path, f"has {now} units already"))
+            for width, size in wanted.items():
+                if asked.sizes.setdefault(width, size) != size:
+                    raise self._conflict(request, width, size, asked)
+                asked.matches.setdefault(width, []).append(request.match)
+            for width in changed:
+                asked.matches[width].append(request.match)
+        return asked
+
+    def _check_direction(self, request: Request, now: int) -> None:
+        """Raises an error if there are more, or fewer, units than are asked for."""
+        if request.units is not None and (request.units > now) != self._grows:
+            raise SizeError(
+                f"Layer {label(request.facts)} can't be {self._done} to {request.units} units",
+                f"it has {now}, and {self._do}ing {self._only}",
+                f"Pass {self._beyond.format(now)}",
+            )
+
+    def _requests(self, draft: Draft) -> list[Request]:
+        """Each layer that is meant, with what is asked for."""
+        if self.layers is None:
+            found = [
+                (Match(facts, False), None)
+                for facts in draft.layers()
+                if facts.units or (facts.operation.weights and not facts.has_rule)
+            ]
+        else:
+            found = find_each(draft, self.layers, self.units)
+        return [one for match, units in found for one in self._split(match, units)]
+
+    def _split(self, match: Match, units: Any) -> list[Request]:
+        """One request for each thing that a layer counts and that is named."""
+        if isinstance(units, dict):
+            parts: list[Any] = [(key, self._rounded(size), None) for key, size in units.items()]
+        elif isinstance(self.factor, dict):
+            parts = [(key, None, factor) for key, factor in self.factor.items()]
+        else:
+            size = None if units is None else self._rounded(units)
+            return [Request(match, match.facts.main, size, self.factor)]
+        requests = []
+        counted = match.facts.units
+        for key, size, factor in parts:
+            part = key if key in counted else key.removeprefix("num_")
+            if part in counted:
+                requests.append(Request(match, counted[part], size, factor))
+            elif match.named or counted:
+                raise GrowthError(
+                    f"Layer {label(match.facts)} has no {key!r} that could {self._change}",
+                    f"it counts {', '.join(map(repr, counted)) or 'nothing'}",
+                    "Name one of these, or pass a number",
+                )
+        return requests
+
+    def _rounded(self, units: int) -> int:
+        return -(-units // self.round_to) * self.round_to
+
+    @abc.abstractmethod
+    def _scaled(self, now: int, factor: float) -> int:
+        """The size that a factor makes of one."""
+
+    def _sizes(self, request: Request) -> dict[Width, int]:
+        """The new sizes of the widths that a layer's units are made of."""
+        expression, units = request.expression, request.units
+        free = growable(expression)
+        if units is None:
+            factor = float(request.factor or 1)
+            old = {width: int(width.size or 0) for width in free}
+            new = {w: self._rounded(self._scaled(now, factor)) for w, now in old.items()}
+            return {w: n for w, n in new.items() if n != old[w] and (n > old[w]) == self._grows}
+        sizes, possible = self._sizes_for(expression, units)
+        if sizes is None:
+            raise SizeError(
+                f"Layer {label(request.facts)} can't be {self._done} to {units} units",
+                f"its units are made of {expression!r}, of which "
+                f"{', '.join(map(repr, free))} can {self._change}",
+                f"Pass {' or '.join(map(str, possible)) or 'another number of'} units",
+            )
+        return dict(sizes)
+
+    def _obstacle(self, draft: Draft, request: Request) -> str | None:
+        """Why a layer can't have another size; an error if it was named outright."""
+        match, facts = request.match, request.facts
+        if not facts.units:
+            if match.named:
+                raise self._no_units(draft, facts)
+            kind = type(facts.operation).__name__
+            return "has no units of its own" if facts.has_rule else f"{kind} has no rule"
+        widths = list(widths_of(request.expression))
+        if any(width.obstacle is None for width in widths):
+            return None
+        width = widths[0] if widths else None
+        reason = str(width.obstacle) if width is not None else "its size is fixed"
+        if not match.named:
+            return reason
+        path = draft.path_to_obstacle(facts, width) if width is not None else [facts.path]
+        facts_known = reversed(draft.inference.facts.values())
+        known = {one.path: one.operation for one in facts_known}
+        raise FixedWidthError(
+            f"Layer {label(facts)} can't be {self._done}",
+            f"its width is fixed: {reason} (path: {' -> '.join(path)})",
+            (
+                f"{_register(known[path[-1]])}, or {self._do} another layer"
+                if "has no rule" in reason and path[-1] in known
+                else self._another
+            ),
+        )
+
+    @property
+    def _another(self) -> str:
+        return (
+            f"{self._do.capitalize()} another layer: `print(plan(model, {self._lists}))` lists "
+            "those that can"
+        )
+
+    def _no_units(self, draft: Draft, facts: Facts) -> FixedWidthError:
+        kind = type(facts.operation).__name__
+        problem = f"Layer {label(facts)} can't be {self._done}"
+        if not facts.has_rule:
+            why = f"{kind} has no rule that says which units it makes"
+            return FixedWidthError(problem, why, _register(facts.operation))
+        owners = draft.owners()
+        makers = dict.fromkeys(
+            path
+            for _, call in draft.calls_of(facts.operation)
+            for tensor in call.inputs
+            for axis in draft.inference.of(tensor)
+            for width in widths_of(axis)
+            for path in owners.get(width, ())
+        )
+        instead = "another layer"
+        if makers:
+            instead = f"what makes the units that it works on: {', '.join(map(repr, makers))}"
+        return FixedWidthError(
+            problem, f"a {kind} makes no units of its own", f"{self._do.capitalize()} {instead}"
+        )
+
+    def _conflict(self, request: Request, width: Width, size: int, asked: Asked) -> ConflictError:
+        names = ", ".join(repr(match.facts.path) for match in asked.matches[width])
+        return ConflictError(
+            f"Layer {label(request.facts)} can't be {self._done} to {size} units",
+            f"its units are tied to those of {names} (width {width!r}), "
+            f"for which {asked.sizes[width]} are asked",
+            "Ask for one size",
+        )
+
+    def _nothing(self, draft: Draft, skipped: list[Skipped]) -> list[Step]:
+        """No layer changes: fine if all had their size before, else an error."""
+        if not skipped or not all("already" in skip.reason for skip in skipped):
+            raise FixedWidthError(
+                f"No layer of the model {draft.model.name!r} that was asked for can be "
+                f"{self._done}",
+                reasons(skipped) or "there is none that makes units",
+                self._another,
+            )
+        return [Step(self, skipped=tuple(skipped), exact=self.exact)]
+
+
+def _register(operation: Any) -> str:
+    kind = type(operation).__name__
+    return f"Register a rule for {kind} with `keras_net2net.rules.register_rule`"
+
+
+def _whole_units(value: Any, what: str) -> Any:
     """A number of units, or a dict of these."""
     if isinstance(value, dict) and value:
-        return {
-            str(key): whole_number(size, f"{what} ({key})", received) for key, size in value.items()
-        }
-    return whole_number(value, what, received)
-
-
-def draft_operation(draft: Draft, path: str) -> Any | None:
-    """The operation at a path of the draft."""
-    for facts in draft.inference.facts.values():
-        if facts.path == path:
-            return facts.operation
-    return None
+        return {str(key): whole_number(size, f"{what} ({key})") for key, size in value.items()}
+    return whole_number(value, what)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from keras_net2net.planning.remaps import COPY, REMOVED, Remap, generator
+from keras_net2net.planning.remaps import COPY, REMOVED, ByValue, Remap, generator
 from keras_net2net.widths.facts import MAKES, READS
 
 _CHUNK = 2**18  # weights that are shared at a time: what is in between stays in the cache
@@ -65,7 +65,7 @@ class AxisChange:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Addition:
+class Addition(ByValue):
     """Numbers that were worked out for some units, and are added to their weights.
 
     Args:
@@ -77,18 +77,6 @@ class Addition:
     axis: int
     at: np.ndarray
     values: np.ndarray
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Addition):
-            return NotImplemented
-        return (
-            self.axis == other.axis
-            and np.array_equal(self.at, other.at)
-            and np.array_equal(self.values, other.values)
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.axis, self.at.tobytes()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,68 +127,65 @@ class VariableChange:
         # anything narrower than float32 is computed in float32.
         old = value if dtype in (np.float32, np.float64) else value.astype(np.float32)
         new = old
+        changing = [(at, axis) for at, axis in enumerate(self.axes) if axis is not None]
         # The last axis first: its gather touches the smallest array.
-        for axis in reversed(range(old.ndim)):
-            change = self.axes[axis]
-            if change is not None:
-                before = new
-                if change.role == READS and change.remap.into is not None:
-                    new = merged(before, axis, change.remap)
-                    continue
-                new = np.take(before, change.remap.index, axis=axis)
-                units, source = np.moveaxis(new, axis, 0), np.moveaxis(before, axis, 0)
-                _fill(units, source, change, factor=self.scale != 1.0)
+        for at, axis in reversed(changing):
+            before = new
+            if axis.role == READS and axis.remap.into is not None:
+                new = merged(before, at, axis.remap)
+                continue
+            new = np.take(before, axis.remap.index, axis=at)
+            units, source = np.moveaxis(new, at, 0), np.moveaxis(before, at, 0)
+            _fill(units, source, axis, factor=self.scale != 1.0)
         if new is old:
             new = old.copy()
         if self.scale != 1.0:
             new *= new.dtype.type(self.scale)
-        for axis, change in enumerate(self.axes):
-            if change is not None and change.role == MAKES and self.how.kind == "zero":
-                np.moveaxis(new, axis, 0)[change.remap.free] = 0
-            elif change is not None and change.role == MAKES and old.ndim > 1:
-                self._start_incoming(new, old, axis, change.remap, seed)
-        for axis, change in enumerate(self.axes):
-            if change is not None and change.role == READS:
-                self._start_outgoing(new, old, axis, change.remap, seed)
+        # What makes new units comes first: what reads them is silenced where it must be.
+        for role, start in ((MAKES, self._start_incoming), (READS, self._start_outgoing)):
+            for at, axis in changing:
+                if axis.role == role:
+                    start(np.moveaxis(new, at, 0), old, at, axis.remap, seed)
         for addition in self.additions:
             np.moveaxis(new, addition.axis, 0)[addition.at] += addition.values
         return new.astype(dtype, copy=False)
 
     def _start_incoming(
-        self, new: np.ndarray, old: np.ndarray, axis: int, remap: Remap, seed: int
+        self, units: np.ndarray, old: np.ndarray, at: int, remap: Remap, seed: int
     ) -> None:
         """Sets the incoming weights of the new units, where they aren't mere copies."""
-        if (self.how.kind == "replicate" and not self.how.noise) or not remap.free.any():
+        copies = self.how.kind == "replicate"
+        if self.how.kind == "zero":
+            units[remap.free] = 0
+        elif old.ndim == 1 or (copies and not self.how.noise) or not remap.free.any():
             return
-        rng = generator(seed, "incoming", self.name, axis, remap.old_size, remap.size)
-        units = np.moveaxis(new, axis, 0)
-        added = remap.free
-        drawn = rng.standard_normal((int(added.sum()), *units.shape[1:]), dtype=np.float32)
-        if self.how.kind == "replicate":
-            units[added] += self.how.noise * old.std() * drawn
+        elif copies:
+            drawn = self._drawn("incoming", units, at, remap, seed)
+            units[remap.free] += self.how.noise * old.std() * drawn
         else:
-            norms = _norms(np.moveaxis(old, axis, 0))[remap.index[added]]
-            units[added] = _with_norms(drawn, norms)
+            drawn = self._drawn("incoming", units, at, remap, seed)
+            units[remap.free] = _as_large(drawn, old, at, remap)
 
     def _start_outgoing(
-        self, new: np.ndarray, old: np.ndarray, axis: int, remap: Remap, seed: int
+        self, units: np.ndarray, old: np.ndarray, at: int, remap: Remap, seed: int
     ) -> None:
         """Sets the weights that read the new units."""
-        units = np.moveaxis(new, axis, 0)
         copies = self.how.copies(remap)
         if copies.any():
-            key = (self.name, axis)
-            share(units, remap, copies, self.how.shares, seed, key, self._common(axis))
-        added = remap.free
-        if self.how.kind == "replicate" or not added.any():
+            share(units, remap, copies, self.how.shares, seed, (self.name, at), self._common(at))
+        if self.how.kind == "replicate" or not remap.free.any():
             return
         if self.how.kind == "random":
-            rng = generator(seed, "outgoing", self.name, axis, remap.old_size, remap.size)
-            drawn = rng.standard_normal((int(added.sum()), *units.shape[1:]), dtype=np.float32)
-            norms = _norms(np.moveaxis(old, axis, 0))[remap.index[added]]
-            units[added] = _with_norms(drawn, norms)
+            drawn = self._drawn("outgoing", units, at, remap, seed)
+            units[remap.free] = _as_large(drawn, old, at, remap)
         else:
-            self._silence(units, axis, remap)
+            self._silence(units, at, remap)
+
+    def _drawn(self, key: str, units: np.ndarray, at: int, remap: Remap, seed: int) -> np.ndarray:
+        """Random weights for the new units of an axis."""
+        rng = generator(seed, key, self.name, at, remap.old_size, remap.size)
+        shape = (int(remap.free.sum()), *units.shape[1:])
+        return rng.standard_normal(shape, dtype=np.float32)
 
     def _common(self, axis: int) -> list[bool]:
         """For each other axis, whether one share serves all of it.
@@ -414,7 +399,8 @@ def _norms(units: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(units.reshape(len(units), -1)).sum(axis=1))
 
 
-def _with_norms(units: np.ndarray, norms: np.ndarray) -> np.ndarray:
-    """Scales each unit's weights to a given norm."""
-    shape = (-1,) + (1,) * (units.ndim - 1)
-    return units * (norms / np.maximum(_norms(units), 1e-30)).reshape(shape)
+def _as_large(drawn: np.ndarray, old: np.ndarray, at: int, remap: Remap) -> np.ndarray:
+    """Scales the weights of each new unit to the norm of those of the unit that it is put by."""
+    norms = _norms(np.moveaxis(old, at, 0))[remap.index[remap.free]]
+    shape = (-1,) + (1,) * (drawn.ndim - 1)
+    return drawn * (norms / np.maximum(_norms(drawn), 1e-30)).reshape(shape)

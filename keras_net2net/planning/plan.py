@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from keras_net2net.planning.changes import VariableChange, VariableReplacement
-from keras_net2net.planning.remaps import Remap
+from keras_net2net.planning.remaps import ByValue, Remap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class LayerChange:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class InitialWeight:
+class InitialWeight(ByValue):
     """How one weight of an inserted layer starts.
 
     Args:
@@ -90,15 +90,6 @@ class InitialWeight:
         if self.identity_at is not None:
             array[self.identity_at] = np.eye(*self.shape[-2:], dtype=np.dtype(dtype))
         return array
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, InitialWeight):
-            return NotImplemented
-        mine, others = ((one.name, one.shape, one.identity_at, one.source) for one in (self, other))
-        return mine == others and np.array_equal(self.value, other.value)
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.shape, self.identity_at))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +226,10 @@ class Plan:
         """Whether normalizations are inserted: in training mode they see the batch alone."""
         inserted = [insertion.layer_class for step in self.steps for insertion in step.insertions]
         return any(issubclass(cls, keras.layers.BatchNormalization) for cls in inserted)
+
+    def changes_of(self, path: str) -> list[LayerChange]:
+        """The changes of one layer, in their order."""
+        return [layer for step in self.steps for layer in step.layers if layer.path == path]
 
     def apply_to(
         self, weights: Mapping[str, np.ndarray], *, partial: bool = False

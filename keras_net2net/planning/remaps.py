@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -31,8 +32,30 @@ REMOVED = -1  # what `Remap.into` holds for units that nothing takes over
 COPY, ZERO = -1, -2  # what `Remap.fill` holds beside the numbers of groups
 
 
+class ByValue:
+    """Lets dataclasses that hold arrays be compared, array by array."""
+
+    def _values(self) -> list[Any]:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return [getattr(self, field.name) for field in fields if field.compare]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(map(_same, self._values(), other._values()))
+
+    def __hash__(self) -> int:
+        return hash(tuple(x for x in self._values() if not isinstance(x, np.ndarray)))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return bool(np.array_equal(one, other))
+    return bool(one == other)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Remap:
+class Remap(ByValue):
     """Where each new unit of an axis comes from.
 
     Args:
@@ -68,9 +91,9 @@ class Remap:
     groups: np.ndarray | None = None
     into: np.ndarray | None = None
     left: float | None = None
-    name: str = ""
-    parts: tuple[Remap, ...] = ()
-    crossed: bool = False
+    name: str = dataclasses.field(default="", compare=False)
+    parts: tuple[Remap, ...] = dataclasses.field(default=(), compare=False)
+    crossed: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -93,23 +116,6 @@ class Remap:
         if self.into is not None:
             return 1.0 if self.left is None else self.left * self.old_size / self.size
         return 1.0 - float(np.mean(self.fills))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Remap):
-            return NotImplemented
-        return (
-            self.old_size == other.old_size
-            and np.array_equal(self.index, other.index)
-            and np.array_equal(self.new, other.new)
-            and self.left == other.left
-            and all(
-                np.array_equal(getattr(self, key), getattr(other, key))
-                for key in ("bound", "fill", "groups", "into")
-            )
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.old_size, self.index.tobytes()))
 
     def __repr__(self) -> str:
         return f"{self.old_size} -> {self.size}"
@@ -322,20 +328,14 @@ def _multiplied(outer: Remap, inner: Remap) -> Remap:
         return result
     if outer.fill is not None and inner.fill is not None:
         raise ValueError("Units that fill an axis can't be multiplied with others that do.")
-    if inner.fill is not None and inner.groups is not None:
-        labels = np.broadcast_to(inner.fill, (outer.size, inner.size))
-        at = outer.index[:, None] * inner.old_size
-        groups = np.add.outer(np.arange(outer.old_size) * inner.old_size, inner.groups)
-    else:
-        labels = np.broadcast_to(np.asarray(outer.fill)[:, None], (outer.size, inner.size))
-        at = inner.index[None, :]
-        labels = np.where(labels >= 0, labels * inner.old_size, labels)
-        groups = np.add.outer(np.asarray(outer.groups) * inner.old_size, np.arange(inner.old_size))
-    fill = np.where(labels >= 0, labels + at, labels)
+    # The axis repeats the inner units with a period, once for each outer unit. So a group of
+    # inner units is one group in each period, and one of outer units one at each place of it:
+    # a mean over all of the axis would mix what belongs to different units of the other factor.
+    left, right = (one.index if one.fill is None else one.fill for one in (outer, inner))
+    labels = np.asarray(inner.fill if outer.fill is None else outer.fill[:, None])
+    fill = np.where(labels >= 0, np.add.outer(left * inner.old_size, right), labels)
+    left, right = (
+        np.arange(one.old_size) if one.groups is None else one.groups for one in (outer, inner)
+    )
+    groups = np.add.outer(left * inner.old_size, right)
     return dataclasses.replace(result, fill=fill.ravel(), groups=groups.ravel())
-
-
-def size_of(expression: Expression, remaps: Mapping[Width, Remap]) -> int | None:
-    """The size of an axis once the widths have been remapped."""
-    remap = remap_of(expression, remaps)
-    return resolve(expression).size if remap is None else remap.size

@@ -28,14 +28,14 @@ def multi_head_attention(
     call: RuleCall, query: Axes, value: Axes, key: Axes | None = None, *rest: Any, **kwargs: Any
 ) -> Any:
     """Makes heads, key and value dimensions, and the units of its output; reads its inputs."""
-    layer = call.layer
+    parts = internals.attention_of(call.layer)
     _fix_masks(call, rest, kwargs)
-    projected = call.apply(layer.query_dense, query)
-    keys = call.apply(layer.key_dense, value if key is None else key)
-    values = call.apply(layer.value_dense, value)
+    projected = call.apply(parts.query, query)
+    keys = call.apply(parts.key, value if key is None else key)
+    values = call.apply(parts.value, value)
     if projected is None or keys is None or values is None or len(query) != len(value):
         return None
-    axes = layer._attention_axes or range(1, len(query) - 1)
+    axes = parts.axes or range(1, len(query) - 1)
     _attend(call, query, key or value, value, axes, _is_causal(rest, kwargs))
     for other in (keys, values):
         call.unify(projected[-2], other[-2], "has as many heads")
@@ -44,11 +44,10 @@ def multi_head_attention(
         # Its attention computes with one size for both, whatever the layer could do.
         call.unify(projected[-1], values[-1], "has keys and values of one size on JAX")
     attended = (*projected[:-1], values[-1])
-    gated = getattr(layer, "_use_gate", False)
-    output = _project(call, attended, layer._gate_dense if gated else None, query)
+    output = _project(call, parts, attended, query)
     if output is None:
         return None
-    _keep_scale(call, projected[-1], "_inverse_sqrt_key_dim")
+    _keep_scale(call, parts, projected[-1])
     for name, expression in (
         ("heads", projected[-2]),
         ("key_dim", projected[-1]),
@@ -56,12 +55,12 @@ def multi_head_attention(
     ):
         call.expose(name, expression)
         call.configure("_num_heads" if name == "heads" else f"_{name}", expression)
-    if layer._output_shape is None:
+    if parts.output_shape is None:
         call.unify(output[-1], query[-1], "makes as many units as it is queried with")
     else:
-        made = len(layer._output_shape)
+        made = len(parts.output_shape)
         call.configure("_output_shape", tuple(output[-made:]))
-    call.treat(MAKES_UNITS.but(attends=True), query[:-1], part=layer._output_dense)
+    call.treat(MAKES_UNITS.but(attends=True), query[:-1], part=parts.output)
     if len(call.output_shapes) == 1:
         return output
     scores = (query[0], projected[-2], *query[1:-1], *value[1:-1])
@@ -73,14 +72,14 @@ def grouped_query_attention(
     call: RuleCall, query: Axes, value: Axes, key: Axes | None = None, *rest: Any, **kwargs: Any
 ) -> Any:
     """Makes query heads for each of its key and value heads; reads its inputs."""
-    layer = call.layer
+    parts = internals.attention_of(call.layer)
     _fix_masks(call, rest, kwargs)
-    projected = call.apply(layer._query_dense, query)
-    keys = call.apply(layer._key_dense, value if key is None else key)
-    values = call.apply(layer._value_dense, value)
+    projected = call.apply(parts.query, query)
+    keys = call.apply(parts.key, value if key is None else key)
+    values = call.apply(parts.value, value)
     if projected is None or keys is None or values is None:
         return None
-    _attend(call, query, key or value, value, [1], _is_causal(rest, kwargs))
+    _attend(call, query, key or value, value, parts.axes, _is_causal(rest, kwargs))
     call.unify(keys[-2], values[-2], "has as many heads")
     repeats = call.new_units("num_repeats", call.setting("num_repeats"))
     # Each key and value head serves so many query heads, which follow one another.
@@ -89,11 +88,10 @@ def grouped_query_attention(
     call.unify(projected[-1], keys[-1], "compares keys and queries")
     call.unify(projected[-1], values[-1], "has one dimension for keys and values")
     attended = (*projected[:-2], heads, values[-1])
-    gated = getattr(layer, "use_gate", False)
-    output = _project(call, attended, layer._gate_dense if gated else None, query)
+    output = _project(call, parts, attended, query)
     if output is None:
         return None
-    _keep_scale(call, projected[-1], "_inverse_sqrt_head_dim")
+    _keep_scale(call, parts, projected[-1])
     for name, expression in (
         ("num_query_heads", heads),
         ("num_key_value_heads", values[-2]),
@@ -104,28 +102,30 @@ def grouped_query_attention(
     call.configure("num_repeats", repeats)
     call.unify(output[-1], query[-1], "makes as many units as it is queried with")
     call.configure("feature_dim", output[-1])
-    call.treat(MAKES_UNITS.but(attends=True), query[:-1], part=layer._output_dense)
+    call.treat(MAKES_UNITS.but(attends=True), query[:-1], part=parts.output)
     if len(call.output_shapes) == 1:
         return output
     return [output, (query[0], heads, query[1], value[1])]
 
 
-def _project(call: RuleCall, attended: Axes, gate: Any, query: Axes) -> Axes | None:
+def _project(
+    call: RuleCall, parts: internals.Attention, attended: Axes, query: Axes
+) -> Axes | None:
     """The output's projection of what was attended to, behind a gate where there is one."""
-    if gate is not None:
-        factor = call.apply(gate, query)
+    if parts.gate is not None:
+        factor = call.apply(parts.gate, query)
         if factor is None:
             return None
         for one, other in zip(attended[-2:], factor[-2:], strict=True):
             call.unify(one, other, "multiplies by its gate")
-    output: Axes | None = call.apply(call.layer._output_dense, attended)
+    output: Axes | None = call.apply(parts.output, attended)
     return output
 
 
-def _keep_scale(call: RuleCall, size: Expression, factor: str) -> None:
+def _keep_scale(call: RuleCall, parts: internals.Attention, size: Expression) -> None:
     """Lets queries hold the shares of copies, and make up for the layer's scaling factor."""
-    call.share_part(call.layer._query_dense, size, Scaled(size, -0.5, "size"))
-    call.configure(factor, Scaled(size, 0.5, "size"))
+    call.share_part(parts.query, size, Scaled(size, -0.5, "size"))
+    call.configure(parts.scale, Scaled(size, 0.5, "size"))
 
 
 @register_rule(layers.Attention)

@@ -1,8 +1,7 @@
-"""The tables of supported layers and operations, made from the rules.
+"""The page that names every layer and operation of the Keras that is installed.
 
-`python -m keras_net2net.rules.table` prints the short one of the README, and with
-`--output docs/coverage.md` writes the one that names every layer and operation of
-the Keras that is installed.
+It is made from the rules: `python -m keras_net2net.rules.table` prints it, and with
+`--output docs/coverage.md` writes it.
 """
 
 from __future__ import annotations
@@ -71,21 +70,6 @@ def symbolic_operations() -> dict[str, Any]:
             if internals.operation_key(str(getattr(function, "__name__", ""))) in classes:
                 found[prefix + name] = function
     return found
-
-
-def markdown() -> str:
-    """The layers as a Markdown table, one row for each rule of each family."""
-    rows: dict[tuple[str, State], list[str]] = {}
-    for name, cls in layer_classes().items():
-        state = state_of(cls)
-        if state is not None and state.kind != REFUSED:
-            rows.setdefault((_family(cls), state), []).append(name)
-    lines = ["| family | layers | what happens to units |", "|---|---|---|"]
-    lines += [
-        f"| {family} | {_names(names)} | {state.summary} |"
-        for (family, state), names in sorted(rows.items(), key=lambda row: row[0][0])
-    ]
-    return "\n".join(lines)
 
 
 def coverage() -> str:
@@ -158,14 +142,14 @@ def _module(function: Any) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the README's table, or writes the page of all layers and operations."""
-    parser = argparse.ArgumentParser(description=markdown.__doc__)
+    """Prints the page, or writes it."""
+    parser = argparse.ArgumentParser(description=coverage.__doc__)
     parser.add_argument(
         "--output", type=Path, help="where to write the page, e.g. docs/coverage.md"
     )
     output = parser.parse_args(arguments).output
     if output is None:
-        print(markdown())
+        print(coverage(), end="")
     else:
         output.write_text(coverage())
 

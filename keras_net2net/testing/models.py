@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -239,22 +240,17 @@ def check_same(
     if largest_difference(new, old) <= tolerance * scale:
         return
     each = len(old) // modes
-    worst = {
-        mode: largest_difference(new[i * each : (i + 1) * each], old[i * each : (i + 1) * each])
-        for i, mode in zip(range(modes), ("at inference", "in training mode"), strict=False)
-    }
-    differences = ", ".join(f"by up to {worst[mode]:.2e} {mode}" for mode in worst)
+    differences = ", ".join(
+        f"by up to {largest_difference(new[i : i + each], old[i : i + each]):.2e} {mode}"
+        for i, mode in zip((0, each)[:modes], ("at inference", "in training mode"), strict=False)
+    )
     raise CheckError(
         "The outputs aren't what they were",
-        (
-            f"they differ {differences}, at outputs of up to {scale:.2f}, where "
-            f"{tolerance * scale:.1e} is allowed"
-        ),
-        (
-            "Check the role of each axis of each weight: what makes units is copied, what reads "
-            "them is shared among copies, what follows them goes with them; and fix the axes that "
-            "the layer sees as a whole (`call.fix`)"
-        ),
+        f"they differ {differences}, at outputs of up to {scale:.2f}, where "
+        f"{tolerance * scale:.1e} is allowed",
+        "Check the role of each axis of each weight: what makes units is copied, what reads "
+        "them is shared among copies, what follows them goes with them; and fix the axes that "
+        "the layer sees as a whole (`call.fix`)",
         received=f"the outputs {when}",
     )
 
@@ -310,25 +306,15 @@ def check_native(model: Any) -> Any:
     """
     received = f"the configuration of {model.name!r}"
     instead = "Name every config key that holds a size: `call.units(key)`, `call.configure(key, e)`"
-    try:
+    with failing("The grown configuration builds no model", instead, received):
         native = type(model).from_config(model.get_config())
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}"
-        raise CheckError(
-            "The grown configuration builds no model",
-            why,
-            instead,
-            received=received,
-        ) from error
     ours, theirs = shapes_of(model), shapes_of(native)
     for path in ours:
         if ours[path] != theirs.get(path):
             raise CheckError(
                 f"The grown layer {path!r} isn't what its configuration says",
-                (
-                    f"its shapes (of tensors, weights and inputs) are {ours[path]}, and a layer "
-                    f"built from its configuration has {theirs.get(path)}"
-                ),
+                f"its shapes (of tensors, weights and inputs) are {ours[path]}, and a layer "
+                f"built from its configuration has {theirs.get(path)}",
                 instead,
                 received=received,
             )
@@ -361,17 +347,21 @@ def check_training(model: Any, x: Any) -> None:
     )
 
 
+@contextlib.contextmanager
+def failing(problem: str, instead: str, received: str) -> Iterator[None]:
+    """Makes whatever goes wrong inside a `CheckError`: the parts of its message but the reason."""
+    try:
+        yield
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise CheckError(problem, why, instead, received=received) from error
+
+
 def grow_checked(model: Any, operations: Any, seed: int) -> GrowthReport:
     """Grows a model; whatever goes wrong is a `CheckError`."""
-    try:
+    instead = "Check the sizes and config keys that the rules name"
+    with failing(f"The model {model.name!r} can't grow", instead, f"{operations!r}"):
         return grow(model, operations, seed=seed, verify=False)
-    except Exception as error:
-        raise CheckError(
-            f"The model {model.name!r} can't grow",
-            f"{type(error).__name__}: {error}",
-            "Check the sizes and config keys that the rules name",
-            received=f"{operations!r}",
-        ) from error
 
 
 def _check_size(model: Any, report: GrowthReport) -> None:
@@ -379,10 +369,8 @@ def _check_size(model: Any, report: GrowthReport) -> None:
         return
     raise CheckError(
         f"The model {model.name!r} isn't as large as planned",
-        (
-            f"it has {model.count_params()} parameters, had {report.parameters_before}, and "
-            f"{report.parameters_after} were planned"
-        ),
+        f"it has {model.count_params()} parameters, had {report.parameters_before}, and "
+        f"{report.parameters_after} were planned",
         "Please report the model",
         received=f"{report.operations!r}",
     )
@@ -392,16 +380,11 @@ def _check_saving(model: Any, x: Any, tolerance: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "grown.keras"
         model.save(path)
-        try:
+        instead = (
+            "Name every config key that holds a size in the rule, and return all arguments from "
+            "the layer's `get_config`"
+        )
+        problem = f"The grown model {model.name!r} can't be loaded"
+        with failing(problem, instead, "the model as it was saved"):
             loaded = keras.models.load_model(path)
-        except Exception as error:
-            raise CheckError(
-                f"The grown model {model.name!r} can't be loaded",
-                f"{type(error).__name__}: {error}",
-                (
-                    "Name every config key that holds a size in the rule, and return all arguments "
-                    "from the layer's `get_config`"
-                ),
-                received="the model as it was saved",
-            ) from error
     check_same(outputs(loaded, x), outputs(model, x), tolerance, "of the saved and loaded model")

@@ -11,21 +11,23 @@ import keras
 from keras import layers
 
 from keras_net2net import internals
-from keras_net2net.errors import CheckError, FixedWidthError, SizeError
+from keras_net2net.errors import CheckError, FixedWidthError, GrowthError, SizeError
 from keras_net2net.growth.grow import plan
 from keras_net2net.growth.probe import TOLERANCES
-from keras_net2net.operations.wider import Wider
-from keras_net2net.planning.draft import Draft
+from keras_net2net.operations.wider.wider import Wider
 from keras_net2net.testing.models import (
     as_array,
     check_model,
     check_native,
     check_same,
+    failing,
     grow_checked,
     outputs,
     random_inputs,
     randomize,
 )
+from keras_net2net.widths.inference import infer
+from keras_net2net.widths.reading import read
 
 FACTORS = (1.5, 2.0)  # the second where only whole multiples are possible
 POLICIES = ("mixed_float16", "mixed_bfloat16")
@@ -170,18 +172,13 @@ def _maker(layer: Any) -> Callable[..., Any]:
 
     def make(**settings: Any) -> Any:
         given = first if isinstance(layer, keras.Layer) else layer()
-        try:
+        problem = f"The layer {first.name!r} can't be made from its configuration"
+        instead = "Return all arguments from its `get_config`"
+        with failing(problem, instead, f"a {type(first).__name__}"):
             config = given.get_config()
             if keras.config.dtype_policy().name != "float32":
                 config.pop("dtype", None)  # that of the layer in hand; the present one is meant
             return type(given).from_config({**config, "name": first.name, **settings})
-        except Exception as error:
-            raise CheckError(
-                f"The layer {first.name!r} can't be made from its configuration",
-                f"{type(error).__name__}: {error}",
-                "Return all arguments from its `get_config`",
-                received=f"a {type(first).__name__}",
-            ) from error
 
     return make
 
@@ -210,25 +207,19 @@ class _Bench:
     policy: str = "float32"
     settings: tuple[tuple[str, Any], ...] = ()
 
-    @property
-    def numbered(self) -> list[str]:
-        """What follows the names of the layers before."""
-        return _numbers(self.shapes)
-
     def model(self) -> Any:
         """The model."""
         layer = self.make(**dict(self.settings))
         inputs, given = [], []
-        for shape, number in zip(self.shapes, self.numbered, strict=True):
-            x = source = self._input(shape, layer)
-            if "int" not in self.dtype:
-                axis = self._axis(layer, len(shape) + 1)
-                dense = layers.Dense(
-                    shape[axis], activation=self.activation, name=f"before{number}"
-                )
-                x = _move(dense(source), -1, axis)
-            inputs.append(source)
-            given.append(x)
+        for shape, number in zip(self.shapes, _numbers(self.shapes), strict=True):
+            axis, space = self._axis(layer, len(shape) + 1), list(shape)
+            if "int" in self.dtype:
+                given.append(keras.Input(shape, dtype=self.dtype))
+                inputs.append(given[-1])
+                continue
+            dense = layers.Dense(space.pop(axis), self.activation, name=f"before{number}")
+            inputs.append(keras.Input((*space, 5), dtype=self.dtype))
+            given.append(_move(dense(inputs[-1]), -1, axis))
         results = keras.tree.flatten(self.call(layer, given if len(given) > 1 else given[0]))
         axis = self._axis(layer, len(self.shapes[0]) + 1)
         made = []
@@ -238,13 +229,6 @@ class _Bench:
         return keras.Model(
             inputs if len(inputs) > 1 else inputs[0], made, name=f"{layer.name}_in_{self.policy}"
         )
-
-    def _input(self, shape: tuple[int | None, ...], layer: Any) -> Any:
-        if "int" in self.dtype:
-            return keras.Input(shape, dtype=self.dtype)
-        axis = self._axis(layer, len(shape) + 1)
-        space = [size for i, size in enumerate(shape) if i != axis % len(shape)]
-        return keras.Input((*space, 5), dtype=self.dtype)
 
     def _axis(self, layer: Any, rank: int) -> int:
         """The axis of the units, counted from the end."""
@@ -295,27 +279,23 @@ class _Entry:
 def _entries(bench: _Bench) -> tuple[Any, list[_Entry], bool]:
     """The model, what may grow in it, and whether a normalization sees units."""
     model = bench.model()
-    try:
-        draft = Draft(model, 0)
-        normalizes = bool(draft.inference.normalized)
-    except Exception as error:
-        raise CheckError(
-            "The rule can't be applied",
-            f"{type(error).__name__}: {error}",
-            "A rule takes the call, then what the layer is called with, axes for tensors",
-            received=f"a model of {', '.join(repr(layer.name) for layer in model.layers)}",
-        ) from error
+    received = f"a model of {', '.join(repr(layer.name) for layer in model.layers)}"
+    instead = "A rule takes the call, then what the layer is called with, axes for tensors"
+    with failing("The rule can't be applied", instead, received):
+        inference = infer(read(model), {}, {})
     entries = []
     if "int" not in bench.dtype:
-        entries = [_Entry(f"input{number}", f"before{number}") for number in bench.numbered]
+        entries = [_Entry(f"input{number}", f"before{number}") for number in _numbers(bench.shapes)]
     around = {entry.path for entry in entries} | {f"after{n}" for n in _numbers(model.outputs)}
-    for facts in draft.layers():
+    for facts in inference.facts.values():
         if facts.path in around or facts.part_of is not None:
+            continue
+        if not isinstance(facts.operation, keras.Layer):
             continue
         inside = facts.path.partition("/")[2]
         for key in facts.units:
             entries.append(_Entry(f"{inside}:{key}" if inside else key, facts.path, key))
-    return model, entries, normalizes
+    return model, entries, bool(inference.normalized)
 
 
 def _growths(model: Any, entries: list[_Entry], fixed: set[str]) -> tuple[list[str], list[Any]]:
@@ -333,9 +313,9 @@ def _growths(model: Any, entries: list[_Entry], fixed: set[str]) -> tuple[list[s
     growths: list[Any] = []
     largest = FACTORS[0]
     for entry in entries:
-        factor, problem = _factor(model, entry)
+        factor, obstacle = _factor(model, entry)
         if (factor is None) != (entry.label in fixed):
-            raise _unexpected(entry, problem)
+            raise _unexpected(entry, obstacle)
         if factor is not None:
             grown.append(entry.label)
             growths.append(entry.wider(factor))
@@ -346,30 +326,25 @@ def _growths(model: Any, entries: list[_Entry], fixed: set[str]) -> tuple[list[s
     return grown, growths
 
 
-def _factor(model: Any, entry: _Entry) -> tuple[float | None, str]:
+def _factor(model: Any, entry: _Entry) -> tuple[float | None, GrowthError | None]:
     """The first factor that is possible, or why none is."""
-    problem = ""
+    obstacle: GrowthError | None = None
     for factor in FACTORS:
         try:
             plan(model, entry.wider(factor), seed=0)
-        except FixedWidthError as error:
-            return None, str(error)
-        except SizeError as error:
-            problem = str(error)
-        else:
-            return factor, ""
-    return None, problem
+            return factor, None
+        except (FixedWidthError, SizeError) as error:
+            obstacle = error
+    return None, obstacle
 
 
-def _unexpected(entry: _Entry, problem: str) -> CheckError:
-    if problem:
+def _unexpected(entry: _Entry, obstacle: GrowthError | None) -> CheckError:
+    if obstacle is not None:
         return CheckError(
             f"The rule doesn't let {entry.label!r} grow",
-            problem.partition(" Received: ")[0].removesuffix("."),
-            (
-                "Cover all weights in the rule, and return the axes of each output; or say "
-                f"`fixed=[{entry.label!r}]` if there can't be more of these"
-            ),
+            f"{obstacle.problem}: {obstacle.why}",
+            "Cover all weights in the rule, and return the axes of each output; or say "
+            f"`fixed=[{entry.label!r}]` if there can't be more of these",
             received=f"the layer at {entry.path!r}",
         )
     return CheckError(
@@ -399,11 +374,8 @@ def _check_formats(bench: _Bench, growths: list[Any], tolerance: float) -> None:
         return tuple(sizes)
 
     shapes = [moved(shape) for shape in bench.shapes]
-    pair = [
-        bench,
-        dataclasses.replace(bench, shapes=shapes, settings=(("data_format", other),)),
-    ]
-    models = [randomize(one.model()) for one in pair]
+    theirs = dataclasses.replace(bench, shapes=shapes, settings=(("data_format", other),))
+    models = [randomize(one.model()) for one in (bench, theirs)]
     same = [w.shape for w in models[0].weights] == [w.shape for w in models[1].weights]
     runs = keras.backend.backend() != "tensorflow"
     x = random_inputs(models[1])

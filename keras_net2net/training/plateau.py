@@ -8,22 +8,20 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from keras_net2net import internals
-from keras_net2net.errors import GrowthError, whole_number
+from keras_net2net.errors import GrowthError, real_number, receiving, whole_number
 from keras_net2net.growth.best_weights import BestWeights, callbacks_of, concerned, own_weights
 from keras_net2net.growth.grow import plan
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.operations.base import Operation, as_operations
-from keras_net2net.training.callbacks import _GrowingCallback
+from keras_net2net.training.base import GrowingCallback
 from keras_net2net.training.resume.log import Watch
 from keras_net2net.training.resume.trials import Trial, signature
 
 Growths = Operation | Sequence[Any] | Callable[[int, Any], Any]
 
 
-class GrowOnPlateau(_GrowingCallback):
+class GrowOnPlateau(GrowingCallback):
     """Grows the model when a metric has stopped improving, as `ReduceLROnPlateau` acts.
 
     When `monitor` has not improved for `patience` epochs, the model grows at the
@@ -128,35 +126,7 @@ class GrowOnPlateau(_GrowingCallback):
             seed, optimizer_state, learning_rate, verify, calibration, freeze, log, verbose
         )
         self.operations = _checked(operations)
-        if cycle and callable(self.operations):
-            raise _wrong(
-                "A callable isn't cycled",
-                "it is asked at every plateau anyway",
-                f"cycle={cycle!r}",
-                "Leave `cycle` out, or pass a list of growths",
-            )
-        if not isinstance(monitor, str):
-            raise _wrong(
-                "That can't be monitored",
-                "what is monitored is the name of a metric in the logs",
-                f"monitor={monitor!r}",
-                "Pass for example `monitor='val_loss'`",
-            )
-        if mode not in ("auto", "min", "max"):
-            raise _wrong(
-                f"There is no mode {mode!r}",
-                "a metric improves downwards, upwards, or as it says itself",
-                f"mode={mode!r}",
-                "Pass 'min', 'max' or 'auto'",
-            )
-        number = isinstance(min_delta, (int, float, np.number)) and not isinstance(min_delta, bool)
-        if not number or not 0 <= min_delta < math.inf:
-            raise _wrong(
-                "The least improvement can't be measured so",
-                "it is a number of at least 0, whichever way the metric improves",
-                f"min_delta={min_delta!r}",
-                "Pass for example `min_delta=0.001`",
-            )
+        _check(self.operations, cycle, monitor, mode, min_delta)
         self.monitor = monitor
         self.mode = mode
         self.patience = _whole("patience", patience, 1)
@@ -166,17 +136,13 @@ class GrowOnPlateau(_GrowingCallback):
         self.max_growths = None if max_growths is None else _whole("max_growths", max_growths, 1)
         self.max_params = None if max_params is None else _whole("max_params", max_params, 1)
         self.revert = bool(revert)
-        self.finished = False
-        self._position = 0
-        self._growths = 0
-        self._start()
-
-    def _start(self) -> None:
-        self.best: float | None = None
-        self.wait = 0
-        self.cooldown_left = 0
-        self._due = False
+        self._now = Watch()
         self._trial: Trial | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there will be no more growth."""
+        return self._now.finished
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Forgets the best value and the waiting; the list of growths goes on.
@@ -184,9 +150,10 @@ class GrowOnPlateau(_GrowingCallback):
         A `fit` that is resumed goes on with all of it.
         """
         super().on_train_begin(logs)
-        interrupted = self._trial  # in this process
-        self._start()
-        state = None if self._recorder is None else self._recorder.state_of(self)
+        now, interrupted = self._now, self._trial  # of an earlier `fit` in this process
+        went_on = Watch(position=now.position, growths=now.growths, finished=now.finished)
+        self._go_on(went_on, None)
+        state = self._recorder.state_of(self)
         if state is not None:
             watch, trial = state
             if trial is None and interrupted is not None and interrupted.logged == watch.trial:
@@ -194,22 +161,10 @@ class GrowOnPlateau(_GrowingCallback):
             self._go_on(watch, trial)
 
     def _watch(self) -> Watch:
-        return Watch(
-            best=self.best,
-            wait=self.wait,
-            cooldown_left=self.cooldown_left,
-            position=self._position,
-            growths=self._growths,
-            due=self._due,
-            finished=self.finished,
-            trial=None if self._trial is None else self._trial.logged,
-        )
+        return dataclasses.replace(self._now, trial=self._trial.logged if self._trial else None)
 
     def _go_on(self, watch: Watch, trial: Trial | None) -> None:
-        self.best, self.wait, self.cooldown_left = watch.best, watch.wait, watch.cooldown_left
-        self._position, self._growths = watch.position, watch.growths
-        self._due, self.finished = watch.due, watch.finished
-        self._trial = trial
+        self._now, self._trial = dataclasses.replace(watch), trial
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         """Lets a growth that is on trial stay."""
@@ -220,8 +175,7 @@ class GrowOnPlateau(_GrowingCallback):
         """Looks at the metric."""
         super().on_epoch_end(epoch, logs)
         self._look(logs or {})
-        if self._recorder is not None:
-            self._recorder.ended(self, epoch)
+        self._recorder.ended(self, epoch)
 
     def _look(self, logs: dict[str, float]) -> None:
         current = logs.get(self.monitor)
@@ -233,15 +187,16 @@ class GrowOnPlateau(_GrowingCallback):
                 stacklevel=3,
             )
             return
-        counts = self.cooldown_left == 0
-        self.cooldown_left = max(0, self.cooldown_left - 1)
+        now = self._now
+        counts = now.cooldown_left == 0
+        now.cooldown_left = max(0, now.cooldown_left - 1)
         if self._improves(float(current)):
-            self.best = float(current)
-            self.wait = 0
+            now.best = float(current)
+            now.wait = 0
             self._trial = None  # it has paid
         elif counts:
-            self.wait += 1
-            self._due = self.wait >= self.patience and not (self.finished and self._trial is None)
+            now.wait += 1
+            now.due = now.wait >= self.patience and not (now.finished and self._trial is None)
 
     def _improves(self, current: float) -> bool:
         if math.isnan(current):
@@ -250,25 +205,24 @@ class GrowOnPlateau(_GrowingCallback):
         if self.mode == "auto":
             up = internals.is_better_upwards(self.model, self.monitor)
         if up is None:
-            raise _wrong(
+            raise GrowthError(
                 f"Nothing tells whether {self.monitor!r} should rise or fall",
                 "the metric doesn't say in which direction it improves",
-                f"monitor={self.monitor!r}, mode='auto'",
                 "Pass `mode='min'` or `mode='max'`",
+                received=f"monitor={self.monitor!r}, mode='auto'",
             )
-        if self.best is None:
-            return True
-        gain = current - self.best if up else self.best - current
-        return gain > self.min_delta
+        best = self._now.best
+        return best is None or (current - best if up else best - current) > self.min_delta
 
     def _begin(self, epoch: int) -> None:
         self._already(epoch)
         if self._trial is not None and self._trial.callbacks is None:
             self._trial = self._with_callbacks(self._trial)
-        if not self._due:
+        now = self._now
+        if not now.due:
             return
-        self._due = False
-        self.wait = 0
+        now.due = False
+        now.wait = 0
         if self._trial is not None:
             self._undo(self._trial, epoch)
             self._trial = None
@@ -279,16 +233,15 @@ class GrowOnPlateau(_GrowingCallback):
         with own_weights(held), Transaction.around() as transaction:
             values = internals.values_of(self.model) if self.revert else []
             report = self._grow(operations, epoch)
-        self._position += 1
-        self._growths += not report.plan.empty
-        exhausted = isinstance(self.operations, tuple) and self._position >= len(self.operations)
-        self.finished = self._growths == self.max_growths or (exhausted and not self.cycle)
-        self.cooldown_left = self.cooldown
+        now.position += 1
+        now.growths += not report.plan.empty
+        exhausted = isinstance(self.operations, tuple) and now.position >= len(self.operations)
+        now.finished = now.growths == self.max_growths or (exhausted and not self.cycle)
+        now.cooldown_left = self.cooldown
         if self.revert and not report.plan.empty:
             transaction.settle()
-            logged = None if self._recorder is None else self._recorder.keep_values(values)
-            number, now = len(self.history) - 1, signature(self.model)
-            self._trial = Trial(transaction, values, number, now, held, logged)
+            logged = self._recorder.keep_values(values)
+            self._trial = Trial(transaction, values, signature(self.model), held, logged)
 
     def _with_callbacks(self, trial: Trial) -> Trial:
         """A trial from a process that was killed, with the callbacks that have begun by now."""
@@ -297,11 +250,11 @@ class GrowOnPlateau(_GrowingCallback):
         return dataclasses.replace(trial, callbacks=held)
 
     def _next(self, epoch: int) -> Any:
-        if self.finished:
+        if self._now.finished:
             return None
         if callable(self.operations):
             return self.operations(epoch, self.model)
-        return self.operations[self._position % len(self.operations)]
+        return self.operations[self._now.position % len(self.operations)]
 
     def _fits(self, operations: Any, epoch: int) -> bool:
         if self.max_params is None:
@@ -309,7 +262,7 @@ class GrowOnPlateau(_GrowingCallback):
         planned = plan(self.model, operations, seed=self.seed, calibration=self._data)
         if planned.empty or planned.parameters_after <= self.max_params:
             return True
-        self.finished = True
+        self._now.finished = True
         self._tell(
             f"No growth before epoch {epoch + 1}: {planned.parameters_after:,} parameters would "
             f"be more than {self.max_params:,}"
@@ -317,7 +270,7 @@ class GrowOnPlateau(_GrowingCallback):
         return False
 
     def _undo(self, trial: Trial, epoch: int) -> None:
-        report = self.history[trial.number]
+        report = self.history[-1]
         since = f"the growth before epoch {(report.epoch or 0) + 1}"
         if signature(self.model) != trial.signature:
             warnings.warn(
@@ -328,11 +281,10 @@ class GrowOnPlateau(_GrowingCallback):
             trial.transaction.roll_back()
             internals.set_values(trial.values)
             internals.forget_functions(self.model)
-        if self._recorder is not None:
-            self._recorder.record_undoing(self, epoch)
-        self.history[trial.number] = dataclasses.replace(report, undone=epoch)
+        self._recorder.record_undoing(self, epoch)
+        self.history[-1] = dataclasses.replace(report, undone=epoch)
         self._event = -1
-        best = "nothing" if self.best is None else f"{self.best:.4g}"
+        best = "nothing" if self._now.best is None else f"{self._now.best:.4g}"
         self._tell(
             f"Before epoch {epoch + 1}, {since} was undone: {self.monitor} has not improved on "
             f"{best} | {report.parameters_after:,} -> {report.parameters_before:,} parameters"
@@ -349,14 +301,42 @@ def _checked(operations: Any) -> Any:
     return (as_operations(operations),)
 
 
+def _check(operations: Any, cycle: Any, monitor: Any, mode: Any, min_delta: Any) -> None:
+    least = real_number(min_delta)
+    for wrong, problem, why, instead, received in (
+        (
+            cycle and callable(operations),
+            "A callable isn't cycled",
+            "it is asked at every plateau anyway",
+            "Leave `cycle` out, or pass a list of growths",
+            f"cycle={cycle!r}",
+        ),
+        (
+            not isinstance(monitor, str),
+            "That can't be monitored",
+            "what is monitored is the name of a metric in the logs",
+            "Pass for example `monitor='val_loss'`",
+            f"monitor={monitor!r}",
+        ),
+        (
+            mode not in ("auto", "min", "max"),
+            f"There is no mode {mode!r}",
+            "a metric improves downwards, upwards, or as it says itself",
+            "Pass 'min', 'max' or 'auto'",
+            f"mode={mode!r}",
+        ),
+        (
+            least is None or not 0 <= least < math.inf,
+            "The least improvement can't be measured so",
+            "it is a number of at least 0, whichever way the metric improves",
+            "Pass for example `min_delta=0.001`",
+            f"min_delta={min_delta!r}",
+        ),
+    ):
+        if wrong:
+            raise GrowthError(problem, why, instead, received=received)
+
+
 def _whole(name: str, value: Any, least: int) -> int:
-    return whole_number(value, f"`{name}`", f"{name}={value!r}", least, "a number")
-
-
-def _wrong(what: str, why: str, received: str, instead: str) -> GrowthError:
-    return GrowthError(
-        what,
-        why,
-        instead,
-        received=received,
-    )
+    with receiving(f"{name}={value!r}"):
+        return whole_number(value, f"`{name}`", least, "a number")

@@ -130,9 +130,14 @@ class Inferred:
             facts = self.facts[id(operation)] = Facts(operation, unique)
         return facts
 
-    def shape_of(self, facts: Facts, name: str, variable: Any) -> tuple[int, ...]:
+    def shape_of(self, facts: Facts, name: str, variable: Any = None) -> tuple[int, ...]:
         """The shape of a weight, as it is in the plan so far."""
-        return self.shapes.get(f"{facts.path}/{name}", tuple(variable.shape))
+        planned = self.shapes.get(f"{facts.path}/{name}")
+        if planned is not None:  # a layer that the plan inserts has no variables yet
+            return planned
+        if variable is None:
+            variable = internals.named_variables(facts.operation)[name]
+        return tuple(variable.shape)
 
     def weights_covered(self, facts: Facts) -> bool:
         """Whether the rule's weights are the layer's, and have the sizes it says.

@@ -206,7 +206,7 @@ class RuleCall:
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape of a weight, as it is in the plan so far."""
-        return self._state.shape_of(self._facts, name, internals.named_variables(self.layer)[name])
+        return self._state.shape_of(self._facts, name)
 
     def share_part(self, layer: Any, expression: Expression, scale: Scaled | None = None) -> None:
         """Lets what makes units in a layer inside this one hold the shares of copies.

@@ -16,6 +16,7 @@ import keras_net2net as n2n
 from keras_net2net.testing import check_model, check_rule
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     QUICK,
     array,
     assert_native,
@@ -415,7 +416,7 @@ def test_a_number_that_depends_on_a_size_is_refused_and_all_is_as_it_was(how):
     inputs = keras.Input((3, 5))
     x = layers.Dense(4, activation="tanh", name="before")(inputs)
     model = randomize(keras.Model(inputs, layers.Dense(2)(BySize(how, name="it")(x))))
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", **EAGERLY)
     data = data_for(model)
     before, weights = both_modes(model, data), snapshot(model)
     with pytest.raises(n2n.GrowthError) as error:

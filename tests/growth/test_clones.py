@@ -12,8 +12,8 @@ from keras import layers, ops
 
 import keras_net2net as n2n
 from keras_net2net.errors import FixedWidthError, GrowthError, SizeError, UnknownLayerError
-from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
+    EAGERLY,
     array,
     assert_same,
     both_modes,
@@ -23,6 +23,7 @@ from tests.support.helpers import (
     randomize,
     train_a_step,
 )
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, operations, state
 
 
@@ -186,7 +187,7 @@ def test_a_student_computes_what_its_teacher_does_and_shares_nothing(build, make
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_the_student_of_a_compiled_teacher_is_not_compiled_and_its_teacher_trains_on(make):
     teacher = randomize(mlp())
-    teacher.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"], jit_compile=False)
+    teacher.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"], **EAGERLY)
     x = data_for(teacher)
     y = np.zeros((4, 2), "float32")
     teacher.train_on_batch(x, y)
@@ -196,7 +197,7 @@ def test_the_student_of_a_compiled_teacher_is_not_compiled_and_its_teacher_train
     assert not student.compiled
     assert getattr(student, "optimizer", None) is None
     teacher.train_on_batch(x, y)
-    student.compile("sgd", "mse", jit_compile=False)
+    student.compile("sgd", "mse", **EAGERLY)
     values = [array(w) for w in teacher.weights]
     student.train_on_batch(x, y)
     assert [array(w).tobytes() for w in teacher.weights] == [v.tobytes() for v in values]

@@ -12,9 +12,9 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import FixedWidthError, GrowthError
-from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_same,
     both_modes,
@@ -24,6 +24,7 @@ from tests.support.helpers import (
     randomize,
     snapshot,
 )
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
 
 
@@ -46,8 +47,9 @@ def convolutional() -> keras.Model:
 
 
 def compiled(model, optimizer=None, **kwargs) -> keras.Model:
-    kwargs.setdefault("jit_compile", False)
-    model.compile(optimizer or keras.optimizers.AdamW(0.05, weight_decay=0.1), "mse", **kwargs)
+    model.compile(
+        optimizer or keras.optimizers.AdamW(0.05, weight_decay=0.1), "mse", **(EAGERLY | kwargs)
+    )
     return model
 
 
@@ -171,7 +173,7 @@ def test_batch_normalizations_are_frozen_where_they_are_old_and_masked_where_the
 
 @pytest.mark.parametrize("jit", [BACKEND != "torch"])
 def test_steps_that_are_compiled_or_called_one_by_one_keep_it(jit):
-    model = compiled(mlp(), jit_compile=jit)
+    model = compiled(mlp(), jit_compile=jit, run_eagerly=False)
     n2n.grow(model, n2n.Wider("b", 8), seed=0, freeze="teacher")
     start = values(model)
     x, y = data_for(model, batch=8), np.ones((8, 2), "float32")
@@ -303,7 +305,7 @@ def test_a_failed_growth_freezes_nothing(monkeypatch):
         n2n.grow(model, n2n.Wider("out", 8), freeze="teacher")
     assert_state(model, before)
     monkeypatch.setattr(
-        "keras_net2net.growth.OptimizerUpdate.slots",
+        "keras_net2net.growth.optimizers.OptimizerUpdate.follow",
         lambda *args: (_ for _ in ()).throw(OSError("full")),
     )
     with pytest.raises(OSError, match="full"):

@@ -15,9 +15,9 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, VerificationError
 from keras_net2net.planning.changes import VariableChange
-from tests.operations.test_base import assert_explained
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_same,
     both_modes,
@@ -26,6 +26,7 @@ from tests.support.helpers import (
     outputs,
     randomize,
 )
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
 
 GROWTH = [n2n.Wider("fc", 9), n2n.Deeper("fc")]
@@ -47,7 +48,7 @@ def batch(n: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def trained(optimizer, model: keras.Model | None = None, steps: int = 3, **kwargs) -> keras.Model:
     """A model that has been trained for some steps."""
     model = model or mlp()
-    kwargs = {"loss": "mse", "metrics": ["mae"]} | kwargs
+    kwargs = {"loss": "mse", "metrics": ["mae"]} | EAGERLY | kwargs
     model.compile(optimizer, **kwargs)
     for _ in range(steps):
         model.train_on_batch(*batch())
@@ -318,7 +319,7 @@ def unnumbered(variable) -> tuple[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_slots_start_fresh_and_progress_stays(make):
-    model = trained(make(), jit_compile=False)
+    model = trained(make())
     optimizer = model.optimizer
     config, variables = optimizer.get_config(), len(optimizer.variables)
     iterations = int(optimizer.iterations)
@@ -379,7 +380,7 @@ def test_several_optimizers_in_one_are_all_fitted_to_the_new_variables():
     rest, own = keras.optimizers.Adam(0.01), keras.optimizers.SGD(0.02, momentum=0.9)
     chosen = keras.optimizers.OptimizerMap(rest)
     chosen["fc/.*"] = own
-    model = trained(keras.optimizers.MultiOptimizer(chosen), jit_compile=False)
+    model = trained(keras.optimizers.MultiOptimizer(chosen))
     n2n.grow(model, GROWTH, seed=0, learning_rate=0.5)
     shapes = {tuple(v.shape) for v in own.variables if v.ndim == 2}
     assert shapes == {(5, 9)}

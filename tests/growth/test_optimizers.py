@@ -14,9 +14,9 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
-from tests.operations.test_base import assert_explained
 from tests.support.gradients import batch, dense, gradients
-from tests.support.helpers import BACKEND, array, precision, randomize
+from tests.support.helpers import BACKEND, EAGERLY, array, precision, randomize
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
 
 # -- all optimizers ----------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_carried_slots_are_those_of_a_model_that_had_its_size_from_the_start(
     make = HAVE[name]
     model = n2n.clone(first)
     optimizer = stepped(model, make(), before)
-    model.compile(optimizer, "mse", jit_compile=False)
+    model.compile(optimizer, "mse", **EAGERLY)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         n2n.grow(model, operation, seed=3, optimizer_state="carry")
@@ -149,7 +149,7 @@ def test_reset_slots_are_those_of_a_new_optimizer(name, teacher):
     small, _, (before, _) = teacher
     model = n2n.clone(small)
     optimizer = stepped(model, HAVE[name](), before)
-    model.compile(optimizer, "mse", jit_compile=False)
+    model.compile(optimizer, "mse", **EAGERLY)
     n2n.grow(model, [DOUBLE, n2n.Deeper("b")], seed=3)
     fresh = HAVE[name]()
     fresh.build(model.trainable_variables)
@@ -171,7 +171,7 @@ def tiny(optimizer: Any, units: int = 2) -> Any:
     )
     if units == 2:
         model.set_weights(list(map(np.array, ([[3.0, 5.0]], [1.0, 2.0], [[6.0], [8.0]], [7.0]))))
-    model.compile(optimizer, "mse")
+    model.compile(optimizer, "mse", **EAGERLY)
     optimizer.build(model.trainable_variables)
     return model
 
@@ -297,7 +297,7 @@ def test_averages_of_the_weights_grow_as_the_weights_do(kind):
     """The model of the averages computes what it computed before."""
     optimizer = opt.SGD(0.1, use_ema=True)
     model = randomize(dense())
-    model.compile(optimizer, "mse")
+    model.compile(optimizer, "mse", **EAGERLY)
     optimizer.build(model.trainable_variables)
     random = np.random.default_rng(1)
     for slot in all_slots(optimizer):
@@ -322,7 +322,7 @@ def test_gradients_that_are_being_accumulated_are_not_lost(policy, most):
     for early in (True, False):
         with precision(policy):
             model = randomize(dense())
-        model.compile(accumulating(policy), "mse", jit_compile=False)
+        model.compile(accumulating(policy), "mse", **EAGERLY)
         growth = {"seed": 3, "optimizer_state": "carry"}
         if early:
             n2n.grow(model, DOUBLE, **growth)
@@ -345,7 +345,7 @@ def test_gradients_that_are_being_accumulated_start_again_where_slots_do(policy,
     for early in (True, False):
         with precision(policy):
             model = randomize(dense())
-        model.compile(accumulating(policy), "mse", jit_compile=False)
+        model.compile(accumulating(policy), "mse", **EAGERLY)
         if early:
             n2n.grow(model, DOUBLE, seed=3)
             model.optimizer.build(model.trainable_variables)
@@ -384,7 +384,7 @@ def test_slots_in_other_precisions_grow_as_those_of_float32(policy, how):
                 variable.assign(keras.ops.cast(keras.ops.cast(variable, "float16"), "float32"))
             inner = opt.Adam(0.01, amsgrad=True, use_ema=True, gradient_accumulation_steps=3)
             optimizer = opt.LossScaleOptimizer(inner, 64.0)
-            model.compile(optimizer, "mse", jit_compile=False)
+            model.compile(optimizer, "mse", **EAGERLY)
             optimizer.build(model.trainable_variables)
             random = np.random.default_rng(2)
             for slot in all_slots(optimizer):
@@ -413,7 +413,7 @@ def test_averages_in_mixed_precision_compute_what_they_did(how):
     with precision("mixed_float16"):
         model = randomize(dense())
         optimizer = opt.LossScaleOptimizer(opt.SGD(0.1, use_ema=True, ema_momentum=0.5), 64.0)
-        model.compile(optimizer, "mse", jit_compile=False)
+        model.compile(optimizer, "mse", **EAGERLY)
         x, y = batch((3,))
         for _ in range(3):
             model.train_on_batch(x, y)
@@ -478,7 +478,7 @@ def test_what_is_excluded_from_weight_decay_stays_so(how, built):
     kernel = model.get_layer("b").kernel
     optimizer = opt.AdamW(1e-3, weight_decay=0.5)
     optimizer.exclude_from_weight_decay([kernel], ["bias"])
-    model.compile(optimizer, "mse", jit_compile=False)
+    model.compile(optimizer, "mse", **EAGERLY)
     if built:
         optimizer.build(model.trainable_variables)
     n2n.grow(model, [n2n.Wider("b", 9), n2n.Deeper("b")], seed=0, optimizer_state=how)
@@ -497,7 +497,7 @@ def test_what_is_excluded_from_weight_decay_stays_so(how, built):
 def test_the_scale_of_the_loss_stays(how):
     optimizer = opt.LossScaleOptimizer(opt.Adam(0.01), initial_scale=64.0)
     model = randomize(dense())
-    model.compile(optimizer, "mse", jit_compile=False)
+    model.compile(optimizer, "mse", **EAGERLY)
     stepped(model, optimizer, [ones(model)])
     optimizer.dynamic_scale.assign(16.0)
     optimizer.step_counter.assign(7)
@@ -511,7 +511,7 @@ def test_the_scale_of_the_loss_stays(how):
 
 def test_a_growth_that_fails_leaves_all_slots_as_they_were():
     model = randomize(dense())
-    model.compile(opt.Adam(opt.schedules.CosineDecay(0.1, 10), use_ema=True), "mse")
+    model.compile(opt.Adam(opt.schedules.CosineDecay(0.1, 10), use_ema=True), "mse", **EAGERLY)
     model.train_on_batch(*batch((3,)))
     before = state(model)
 
@@ -554,7 +554,7 @@ class Own(opt.Optimizer):
 def test_slots_of_an_unknown_optimizer_go_by_path_and_name_or_start_again_with_a_warning():
     model = randomize(dense())
     optimizer = Own(0.01)
-    model.compile(optimizer, "mse", jit_compile=False)
+    model.compile(optimizer, "mse", **EAGERLY)
     stepped(model, optimizer, [ones(model)])
     optimizer.number.assign(5)
     old = [array(v) for v in optimizer.first]
@@ -579,7 +579,7 @@ def test_an_optimizer_derived_from_one_of_keras_is_treated_as_that():
     model = randomize(dense())
     optimizer = Derived(0.01)
     stepped(model, optimizer, [ones(model)])
-    model.compile(optimizer, "mse", jit_compile=False)
+    model.compile(optimizer, "mse", **EAGERLY)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         n2n.grow(model, n2n.Wider("b", 9), seed=3, optimizer_state="carry")
@@ -597,7 +597,7 @@ def steady() -> float:
 
 def compiled(rate: Any, steps: int = 0) -> Any:
     model = randomize(dense())
-    model.compile(opt.SGD(rate, momentum=0.9), "mse", jit_compile=False)
+    model.compile(opt.SGD(rate, momentum=0.9), "mse", **EAGERLY)
     model.optimizer.build(model.trainable_variables)
     model.optimizer.iterations.assign(steps)
     return model
@@ -636,7 +636,7 @@ def test_a_callable_is_given_the_old_rate_and_the_report():
 def test_a_number_and_a_schedule_take_the_place_of_each_other(tmp_path):
     model = randomize(dense())
     inner = opt.Adam(0.5)
-    model.compile(opt.LossScaleOptimizer(inner), "mse", jit_compile=False)
+    model.compile(opt.LossScaleOptimizer(inner), "mse", **EAGERLY)
     model.optimizer.build(model.trainable_variables)
     schedule = Schedules.CosineDecay(0.25, 100)
     grow(model, lambda old, report: schedule)
@@ -721,7 +721,7 @@ def test_rewarming_rises_to_the_rate_in_equal_steps():
 def test_gradient_accumulation_counts_as_its_schedule_does():
     schedule = Schedules.ExponentialDecay(0.5, 10, 0.5)
     model = randomize(dense())
-    model.compile(opt.SGD(schedule, gradient_accumulation_steps=2), "mse", jit_compile=False)
+    model.compile(opt.SGD(schedule, gradient_accumulation_steps=2), "mse", **EAGERLY)
     model.optimizer._iterations.assign(10)
     assert int(model.optimizer.iterations) == 5
     assert abs(rate(model) - 0.25) < 1e-6
@@ -789,7 +789,7 @@ def test_inside_fit_with_callbacks_that_set_the_rate(how, tmp_path):
     """The rate stays a variable; slots grow, and training goes on; then saved and loaded."""
     model = randomize(dense())
     optimizer = opt.Adam(0.08)
-    model.compile(optimizer, "mse", jit_compile=False)
+    model.compile(optimizer, "mse", **EAGERLY)
     seen = []
     callbacks = [
         keras.callbacks.LearningRateScheduler(lambda epoch, old: old * 0.5 if epoch == 3 else old),
@@ -819,7 +819,7 @@ def test_inside_fit_slots_go_on_from_what_they_were():
     """Of an optimizer that only adds up, the sums before the growth are in those after it."""
     model = randomize(dense())
     optimizer = opt.Adagrad(1e-6, initial_accumulator_value=0.0)
-    model.compile(optimizer, "mse", jit_compile=False)
+    model.compile(optimizer, "mse", **EAGERLY)
     sums = []
 
     class Look(keras.callbacks.Callback):
@@ -845,7 +845,7 @@ def test_a_student_goes_on_with_the_state_of_its_teachers_optimizer():
     teacher = randomize(dense())
     optimizer = opt.AdamW(Schedules.CosineDecay(0.1, 50), weight_decay=0.1)
     optimizer.exclude_from_weight_decay([teacher.get_layer("b").kernel], ["bias"])
-    teacher.compile(optimizer, "mse", metrics=["mae"], jit_compile=False)
+    teacher.compile(optimizer, "mse", metrics=["mae"], **EAGERLY)
     x, y = batch((3,))
     teacher.train_on_batch(x, y)
     before = state(teacher)
@@ -870,7 +870,7 @@ def test_a_student_goes_on_with_the_state_of_its_teachers_optimizer():
 
 def test_a_student_of_a_teacher_that_was_not_trained_yet():
     teacher = randomize(dense())
-    teacher.compile(opt.SGD(0.1, momentum=0.9), "mse", jit_compile=False)
+    teacher.compile(opt.SGD(0.1, momentum=0.9), "mse", **EAGERLY)
     student = n2n.net2deeper(teacher, "b", optimizer_state="reset", learning_rate=0.1)
     assert np.isclose(rate(student), 0.01)
     assert np.all(np.isfinite(student.train_on_batch(*batch((3,)))))

@@ -40,7 +40,7 @@ from tests.support.gradients import (
     spatial,
     squares,
 )
-from tests.support.helpers import BACKEND, precision, randomize
+from tests.support.helpers import BACKEND, EAGERLY, precision, randomize
 
 
 def wider(*args: Any, **kwargs: Any) -> n2n.Wider:
@@ -274,7 +274,7 @@ def test_the_report_says_what_is_an_estimate(build, operations, before, notes):
     model = randomize(build())
     if before is not None:
         n2n.grow(model, before, seed=1)
-    model.compile(keras.optimizers.Adam(), "mse", jit_compile=False)
+    model.compile(keras.optimizers.Adam(), "mse", **EAGERLY)
     model.optimizer.build(model.trainable_variables)
     x = batch(model.input_shape[1:])[0]
     report = n2n.grow(model, operations, seed=0, optimizer_state="carry", calibration=x)

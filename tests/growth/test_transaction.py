@@ -18,11 +18,11 @@ import keras_net2net as n2n
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
 from keras_net2net.growth import apply, optimizers, probe
-from keras_net2net.growth.slots import History
+from keras_net2net.growth.history import History
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.planning.changes import VariableChange
 from keras_net2net.planning.draft import Draft
-from tests.support.helpers import array, outputs, randomize
+from tests.support.helpers import EAGERLY, array, outputs, randomize
 from tests.support.states import assert_state, differences, state
 
 PACKAGE = str(Path(n2n.__file__).parent)
@@ -84,7 +84,7 @@ def compiled(build: Callable[[], keras.Model], optimizer: Any = None) -> keras.M
     """A model in the middle of its training."""
     model = randomize(build())
     optimizer = optimizer or keras.optimizers.Adam(0.01)
-    model.compile(optimizer, "mse", metrics=["mae"], jit_compile=False)
+    model.compile(optimizer, "mse", metrics=["mae"], **EAGERLY)
     x, y = data()
     model.fit(x, y, epochs=1, verbose=0)
     model.evaluate(x, y, verbose=0)
@@ -141,7 +141,7 @@ STEPS = {
     "Keras building the optimizer": (keras.optimizers.Adam, "build", 1),
     "carrying the slots": (optimizers, "carry", 1),
     "growing a slot": (History, "as_gradient", 3),
-    "treating the slots": (optimizers.OptimizerUpdate, "slots", 1),
+    "treating the slots": (optimizers.OptimizerUpdate, "follow", 1),
     "setting the learning rate": (internals, "set_learning_rate", 1),
     "treating the learning rate": (optimizers.OptimizerUpdate, "rate", 1),
     "forgetting the compiled functions": (internals, "forget_functions", 1),
@@ -230,11 +230,12 @@ def traced(run: Callable[[], Any], fail_at: int | None) -> list[Any]:
     return seen
 
 
+@pytest.mark.long
 def test_a_failure_in_any_function_of_the_package_leaves_everything_as_it_was():
     """Each function fails once as it returns for the first time, and once for the last."""
     model = compiled(functional)
     trial = n2n.clone(model)
-    trial.compile(keras.optimizers.Adam(0.01), "mse", jit_compile=False)
+    trial.compile(keras.optimizers.Adam(0.01), "mse", **EAGERLY)
     trial.fit(*data(), epochs=1, verbose=0)
     codes = traced(lambda: grow(trial), None)
     positions: set[int] = set()
@@ -282,7 +283,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_every_kind_of_optimizer_is_put_back(monkeypatch, make):
     model = randomize(sequential())
-    model.compile(make(), "mse", jit_compile=False)
+    model.compile(make(), "mse", **EAGERLY)
     for _ in range(3):
         model.train_on_batch(*data())
     before = state(model)
@@ -321,7 +322,7 @@ def test_a_fit_goes_on_to_the_same_weights_as_one_without_the_failure(monkeypatc
     for failing in (False, True):
         keras.utils.set_random_seed(0)
         model = randomize(functional())
-        model.compile(keras.optimizers.Adam(0.05), "mse", metrics=["mae"], jit_compile=False)
+        model.compile(keras.optimizers.Adam(0.05), "mse", metrics=["mae"], **EAGERLY)
         callback = Fails(moment, monkeypatch)
         history = model.fit(
             x,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 
 import keras
 import numpy as np
@@ -14,20 +13,10 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, SizeError, UnknownLayerError
 from tests.support.helpers import Closed
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
 
-FOUR_PARTS = re.compile(
-    r"(?P<what>[^:]+): (?P<why>.+)\. Received: (?P<received>.+)[.?!] (?P<instead>.+[.?!])", re.S
-)
-
-
-def assert_explained(error: Exception, *content: str) -> dict[str, str]:
-    """A message has its four parts, and somewhere in them what it must say."""
-    parts = FOUR_PARTS.fullmatch(str(error))
-    assert parts, f"not of four parts: {error}"
-    for text in content:
-        assert text in str(error)
-    return parts.groupdict()
+pytestmark = pytest.mark.pure
 
 
 def mlp(**kwargs) -> keras.Model:

@@ -12,9 +12,9 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, SizeError, UnknownLayerError
 from keras_net2net.testing import check_model
-from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_native,
     assert_same,
@@ -25,6 +25,7 @@ from tests.support.helpers import (
     randomize,
     train_a_step,
 )
+from tests.support.messages import refused
 from tests.support.states import assert_state, state
 
 
@@ -334,7 +335,7 @@ def test_arguments_that_make_no_sense_are_refused(arguments, kind, text):
 
 def test_a_kernel_grows_during_fit():
     model = randomize(images())
-    model.compile(keras.optimizers.Adam(1e-3), "mse")
+    model.compile(keras.optimizers.Adam(1e-3), "mse", **EAGERLY)
     x = data_for(model, batch=8)
     growth = n2n.GrowthScheduler({1: n2n.LargerKernel("conv1", 5)}, seed=0, verbose=0)
     history = model.fit(x, np.zeros((8, 3)), epochs=3, verbose=0, callbacks=[growth])

@@ -16,7 +16,6 @@ from keras_net2net.errors import (
     VerificationError,
 )
 from keras_net2net.growth.probe import Probe
-from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
     Closed,
@@ -29,6 +28,7 @@ from tests.support.helpers import (
     outputs,
     randomize,
 )
+from tests.support.messages import refused
 from tests.support.states import assert_state, state
 
 # On JAX, what Keras's own `MeanIoU` and its like do with labels warns of their dtype.
@@ -435,7 +435,7 @@ def test_a_head_without_a_rule_inside_a_nested_model():
 
 
 # TensorFlow traces each step for seconds; it does where the step itself is tested.
-EAGERLY = BACKEND == "tensorflow"
+EAGER = BACKEND == "tensorflow"
 
 
 def compiled(*metrics, loss="sparse_categorical_crossentropy", eagerly=False) -> keras.Model:
@@ -467,7 +467,7 @@ def test_metrics_that_count_classes_are_made_anew():
     area = keras.metrics.AUC(multi_label=True, num_labels=3, num_thresholds=5, name="area")
     plain = keras.metrics.CategoricalAccuracy(name="plain")
     metrics = (iou, score, area, plain)
-    model = compiled(*metrics, loss="categorical_crossentropy", eagerly=EAGERLY)
+    model = compiled(*metrics, loss="categorical_crossentropy", eagerly=EAGER)
     model.fit(*labelled(3, one_hot=True), verbose=0)
     report = n2n.grow(model, n2n.NewClasses("head", 2), seed=0)
     notes = [note for note in report.notes if "the metric" in note]
@@ -491,7 +491,7 @@ def test_metrics_and_losses_follow_the_output_that_they_are_for():
     model = randomize(keras.Model(inputs, made))
     metrics = {n: [keras.metrics.OneHotMeanIoU(3, name="iou")] for n in ("a", "b")}
     losses = {n: keras.losses.CategoricalFocalCrossentropy([0.2, 0.3, 0.7]) for n in ("a", "b")}
-    model.compile("sgd", losses, metrics=metrics, run_eagerly=EAGERLY)
+    model.compile("sgd", losses, metrics=metrics, run_eagerly=EAGER)
     report = n2n.grow(model, n2n.NewClasses("b", 1), seed=0)
     assert (metrics["a"][0].num_classes, metrics["b"][0].num_classes) == (3, 4)
     assert len(losses["a"].alpha) == 3
@@ -525,7 +525,7 @@ def test_a_metric_of_which_it_is_not_known_is_named():
 
 def test_the_saved_model_is_compiled_for_the_new_classes(tmp_path):
     iou = keras.metrics.OneHotMeanIoU(3, name="iou")
-    model = compiled(iou, loss="categorical_crossentropy", eagerly=EAGERLY)
+    model = compiled(iou, loss="categorical_crossentropy", eagerly=EAGER)
     model.fit(*labelled(3, one_hot=True), verbose=0)
     n2n.grow(model, n2n.NewClasses("head", 2), seed=0)
     x, y = labelled(5, one_hot=True)
@@ -560,7 +560,7 @@ def test_classes_join_across_fits():
 
 
 def test_new_classes_have_gradients_from_the_first_step():
-    model = compiled(eagerly=EAGERLY)
+    model = compiled(eagerly=EAGER)
     n2n.grow(model, n2n.NewClasses("head", 2), seed=0)
     model.train_on_batch(*labelled(5))
     assert array(model.layers[1].kernel)[:, 3:].any(axis=0).all()
@@ -647,7 +647,7 @@ def test_channels_first():
 def test_a_growth_that_fails_late_leaves_metrics_as_they_were(monkeypatch):
     iou = keras.metrics.OneHotMeanIoU(num_classes=3, name="iou")
     score = keras.metrics.F1Score(name="score")
-    model = compiled(iou, score, loss="categorical_crossentropy", eagerly=EAGERLY)
+    model = compiled(iou, score, loss="categorical_crossentropy", eagerly=EAGER)
     model.fit(*labelled(3, one_hot=True), verbose=0)
     before, counts = state(model), array(iou.total_cm)
     attributes = {id(m): {k: id(v) for k, v in vars(m).items()} for m in (iou, score)}

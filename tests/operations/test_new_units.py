@@ -10,6 +10,7 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net import testing
 from tests.support.helpers import (
+    EAGERLY,
     array,
     both_modes,
     cases,
@@ -120,7 +121,7 @@ def grown(name: str, **kind):
     report = n2n.grow(model, operation, seed=0)
     after = {weight.path: weight for weight in model.trainable_variables}
     start = {path: array(weight) for path, weight in after.items()}
-    model.compile(keras.optimizers.SGD(1.0), "mse", jit_compile=False)
+    model.compile(keras.optimizers.SGD(1.0), "mse", **EAGERLY)
     y = 3 * np.random.default_rng(1).standard_normal(model(x).shape).astype("float32")
     model.train_on_batch(x, y)
     found = {}

@@ -12,6 +12,8 @@ from keras_net2net.planning.changes import Addition, AxisChange, NewUnits, Varia
 from keras_net2net.planning.remaps import REMOVED, Remap, draw, removal
 from keras_net2net.widths.facts import FOLLOWS, MAKES, READS
 
+pytestmark = pytest.mark.pure
+
 # Units 0, 1, 2 grow by copies of 1, 2 and 1: one unit alone, one of three, one of two.
 GROWN = Remap(np.array([0, 1, 2, 1, 2, 1]), np.arange(6) >= 3, 3)
 COPIES = [[0], [1, 3, 5], [2, 4]]

@@ -13,6 +13,8 @@ import keras_net2net as n2n
 from tests.support.helpers import array, flat_layers, randomize
 from tests.support.states import assert_state, state
 
+pytestmark = pytest.mark.pure
+
 
 def tiny() -> keras.Model:
     return keras.Sequential(

@@ -15,9 +15,16 @@ from keras_net2net.planning.remaps import (
     identity,
     remap_of,
     removal,
-    size_of,
 )
-from keras_net2net.widths.expressions import Concat, Fixed, Product, Width
+from keras_net2net.widths.expressions import Concat, Fixed, Product, Width, resolve
+
+pytestmark = pytest.mark.pure
+
+
+def size_of(expression, remaps):
+    """The size of an axis once the widths have been remapped."""
+    remap = remap_of(expression, remaps)
+    return resolve(expression).size if remap is None else remap.size
 
 
 def remap(index: list[int], old: int) -> Remap:

@@ -13,6 +13,7 @@ from tests.support.helpers import (
     both_modes,
     check_growth,
     data_for,
+    few,
     outputs,
     randomize,
     sandwich,
@@ -69,7 +70,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("build", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("build", few(CASES))
 def test_the_function_stays(build, tmp_path):
     check_growth(build, path=tmp_path)
 
@@ -90,7 +91,7 @@ def test_all_of_them_train_after_growth():
     )
 
 
-@pytest.mark.parametrize("name", PER_ELEMENT)
+@pytest.mark.parametrize("name", few(PER_ELEMENT))
 def test_every_activation_per_element_follows_the_units(name):
     model = randomize(
         sandwich((5,), layers.Dense(4, activation=name, name="it"), layers.Activation(name))
@@ -111,6 +112,7 @@ OVER_UNITS = {
 }
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("obstacle", OVER_UNITS.values(), ids=OVER_UNITS)
 def test_normalizing_over_hidden_units_is_refused_with_the_path(obstacle):
     model = randomize(sandwich((3, 5), layers.ReLU(name="relu"), obstacle()))
@@ -121,6 +123,7 @@ def test_normalizing_over_hidden_units_is_refused_with_the_path(obstacle):
     assert_untouched(model, weights)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("kind", [layers.Dense, lambda units, **kw: layers.Conv1D(units, 2, **kw)])
 def test_softmax_inside_a_hidden_layer_is_refused(kind):
     model = sandwich((3, 5), kind(4, activation="softmax", name="it"))

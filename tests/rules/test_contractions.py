@@ -19,6 +19,7 @@ from tests.support.helpers import (
     both_modes,
     cases,
     data_for,
+    few,
     randomize,
     snapshot,
 )
@@ -84,6 +85,7 @@ OTHERWISE = {
 }
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("product", OTHERWISE)
 def test_a_weight_that_is_used_otherwise_reads_no_more_units(product, monkeypatch):
     monkeypatch.setitem(PRODUCTS, product, OTHERWISE[product])
@@ -336,7 +338,7 @@ needs_reversible = pytest.mark.skipif(
 @needs_reversible
 @pytest.mark.parametrize("kind", KINDS, ids=repr)
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("units", [9, 12])
+@pytest.mark.parametrize("units", few([9, 12], 1))
 def test_a_reversible_embedding_grows_in_a_language_model(tie, units, kind):
     model = randomize(gpt(tie))
     x = data_for(model)

@@ -13,6 +13,7 @@ from tests.support.helpers import (
     BACKEND,
     assert_untouched,
     check_growth,
+    few,
     randomize,
     sandwich,
     snapshot,
@@ -76,7 +77,7 @@ def test_every_layer_for_images_has_an_example():
     assert registered(refused=True) <= {*REFUSED, "Equalization"}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", few(list(CASES)))
 def test_the_function_stays(name, tmp_path):
     if not hasattr(layers, name) or not hasattr(layers, "ReversibleEmbedding"):
         pytest.skip("this Keras doesn't have it, or doesn't run all that it has")
@@ -85,6 +86,7 @@ def test_the_function_stays(name, tmp_path):
     check_growth(lambda: sandwich(IMAGE, CASES[name]()), path=tmp_path, train=False)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_mixes_channels_is_refused(name):
     if not hasattr(layers, name) or not hasattr(layers, "ReversibleEmbedding"):

@@ -14,6 +14,7 @@ from tests.support.helpers import (
     both_modes,
     check_growth,
     data_for,
+    few,
     outputs,
     randomize,
     skipped,
@@ -36,7 +37,7 @@ def two_branches(merge, shape=(3, 5)):
     return keras.Model(inputs, layers.Dense(3, name="after")(merge([left, right])))
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", few({merge.__name__: merge for merge in MERGES}, 3))
 def test_merged_branches_grow_together(merge, tmp_path):
     check_growth(lambda: two_branches(merge()), path=tmp_path)
 
@@ -164,7 +165,7 @@ STRUCTURES = {
 }
 
 
-@pytest.mark.parametrize(("build", "single", "fixed"), STRUCTURES.values(), ids=STRUCTURES)
+@pytest.mark.parametrize(("build", "single", "fixed"), few(STRUCTURES))
 def test_the_function_stays(build, single, fixed, tmp_path):
     check_growth(build, single=single, fixed=fixed, path=tmp_path)
 
@@ -228,7 +229,7 @@ def dot(axes, normalize=False):
 DOTS = {"of time": lambda: dot(1), "of time, normalized": lambda: dot((1, 1), normalize=True)}
 
 
-@pytest.mark.parametrize("build", DOTS.values(), ids=DOTS)
+@pytest.mark.parametrize("build", few(DOTS, 1))
 def test_a_dot_passes_the_units_of_both_sides(build, tmp_path):
     check_growth(build, path=tmp_path)
 

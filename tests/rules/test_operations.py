@@ -14,6 +14,7 @@ from tests.support.helpers import (
     both_modes,
     check_growth,
     data_for,
+    few,
     randomize,
     snapshot,
 )
@@ -64,7 +65,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("function", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("function", few(CASES))
 def test_the_function_stays(function, tmp_path):
     check_growth(graph(function), path=tmp_path)
 
@@ -100,6 +101,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize(("function", "why"), REFUSED.values(), ids=REFUSED)
 def test_what_mixes_units_is_refused(function, why):
     model = randomize(graph(function)())
@@ -129,7 +131,7 @@ MEANS = {
 
 
 @pytest.mark.parametrize("kind", [{}, {"new_units": "fresh"}], ids=repr)
-@pytest.mark.parametrize("function", MEANS.values(), ids=MEANS)
+@pytest.mark.parametrize("function", few(MEANS, 2))
 def test_means_and_limits_over_units_stay_where_all_are_copied_equally_often(function, kind):
     model = randomize(graph(function)())
     x, weights = data_for(model), snapshot(model)

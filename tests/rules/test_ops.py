@@ -18,6 +18,7 @@ from tests.support.helpers import (
     assert_untouched,
     both_modes,
     data_for,
+    few,
     outputs,
     randomize,
     skipped,
@@ -461,7 +462,7 @@ newest = pytest.mark.skipif(
 
 
 @newest
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", few(["last", *(name for name in GROUPS if name != "last")], 2))
 def test_the_function_stays(group, tmp_path):
     shape, examples = GROUPS[group]
     check_together(together(shape, examples), None if examples is NOT_SAVED else tmp_path)
@@ -476,7 +477,7 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize(("cut", "key", "size"), CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize(("cut", "key", "size"), few(CUTS, 2))
 def test_the_places_of_a_slice_follow_the_units(cut, key, size, tmp_path):
     inputs = keras.Input(LINE)
     x = layers.Dense(4, activation="tanh", name="before")(inputs)
@@ -571,7 +572,7 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+@pytest.mark.parametrize("move", few(MOVES, 2))
 def test_units_that_fill_still_do_after_a_move(move):
     inputs = keras.Input(LINE)
     x = layers.LayerNormalization()(move(layers.Dense(4, name="before")(inputs)))
@@ -682,6 +683,7 @@ def image(x):
     return ops.expand_dims(x, 1)
 
 
+@pytest.mark.pure
 @newest
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_followed_is_refused_by_name(name):

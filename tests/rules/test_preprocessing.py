@@ -16,6 +16,7 @@ from tests.support.helpers import (
     assert_untouched,
     check_growth,
     data_for,
+    few,
     outputs,
     randomize,
     sandwich,
@@ -64,7 +65,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("build", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("build", few(CASES))
 def test_the_function_stays(build, tmp_path):
     check_growth(build, path=tmp_path)
 
@@ -126,6 +127,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_takes_units_together_is_refused(name):
     kind = name.split(",")[0]

@@ -11,6 +11,7 @@ import keras_net2net as n2n
 from keras_net2net.testing import check_rule
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     QUICK,
     array,
     assert_native,
@@ -332,7 +333,7 @@ def test_a_recurrent_stack_trains_on_after_it_grew():
             layers.Dense(2),
         ]
     )
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", **EAGERLY)
     x = np.random.default_rng(0).standard_normal((8, 3, 5)).astype("float32")
     y = x.sum(1)[:, :2]
     model.fit(x, y, verbose=0)

@@ -16,14 +16,11 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError
 from keras_net2net.growth.probe import Probe
-from tests.operations.test_base import assert_explained
-from tests.support.helpers import BACKEND, array, max_difference, outputs, randomize
+from tests.support.helpers import BACKEND, EAGERLY, array, max_difference, outputs, randomize
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
 
 X, Y = (np.random.default_rng(k).standard_normal((8, k)).astype("float32") for k in (4, 2))
-
-# How a step is compiled is no matter here, and TensorFlow traces each for long.
-QUICK = {"jit_compile": False, "run_eagerly": BACKEND == "tensorflow"}
 
 
 def net(optimizer=None, **kwargs) -> keras.Model:
@@ -31,7 +28,7 @@ def net(optimizer=None, **kwargs) -> keras.Model:
     x = layers.Dense(6, activation="relu", name="fc")(x)
     x = layers.BatchNormalization(name="bn")(x)
     model = randomize(keras.Model(inputs, layers.Dense(2, name="out")(x), name="net"))
-    model.compile(optimizer or keras.optimizers.SGD(0.05), "mse", **QUICK, **kwargs)
+    model.compile(optimizer or keras.optimizers.SGD(0.05), "mse", **EAGERLY, **kwargs)
     return model
 
 
@@ -107,7 +104,7 @@ def test_best_weights_from_before_two_growths_and_of_every_kind_of_layer():
         x = layers.MultiHeadAttention(2, 3, name="mha")(x, x)
     x = layers.SimpleRNN(4, name="rnn")(x)
     model = randomize(keras.Model(inputs, layers.Dense(2, name="out")(x)))
-    model.compile("sgd", "mse", **QUICK)
+    model.compile("sgd", "mse", **EAGERLY)
     schedule = {
         1: n2n.Wider("embed", factor=1.5),
         2: [n2n.Wider("rnn", 7, new_units="fresh"), n2n.Deeper("dense")],
@@ -131,7 +128,7 @@ def test_best_weights_leave_the_states_alone_that_a_layer_carries_from_batch_to_
     x = inputs = keras.Input(batch_shape=(4, 3, 4))
     x = layers.SimpleRNN(4, stateful=True, name="rnn")(x)
     model = randomize(keras.Model(inputs, layers.Dense(2, name="out")(x)))
-    model.compile("sgd", "mse", **QUICK)
+    model.compile("sgd", "mse", **EAGERLY)
     data, best = np.ones((4, 3, 4), "float32"), []
 
     def note(epoch, logs):

@@ -229,7 +229,7 @@ ROWS = {
 }
 HERE = [
     # What compiles C++ takes a minute or two.
-    pytest.param(row, id=name, marks=[pytest.mark.slow] * (row.dynamo == "inductor"))
+    pytest.param(row, id=name, marks=[pytest.mark.long] * (row.dynamo == "inductor"))
     for name, row in ROWS.items()
     if BACKEND in row.backends
 ]
@@ -354,7 +354,7 @@ def test_a_loop_of_ones_own_grows_between_two_batches():
         assert np.max(np.abs(array(ours) - array(theirs))) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(BACKEND != "torch", reason="compiles a function eight times at most there")
 def test_any_number_of_growths_is_compiled_on_pytorch():
     """What was compiled for the model before a growth doesn't count any more."""

@@ -10,6 +10,7 @@ from keras import layers
 import keras_net2net as n2n
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_native,
     assert_same,
@@ -284,7 +285,7 @@ def test_a_subclass_trains_by_its_own_step_after_growth():
     model = randomize(subclass())
     x = data_for(model)
     y = np.ones((4, 3), "float32")
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", **EAGERLY)
     before = model.evaluate(x, y, verbose=0)
     plain = float(np.mean((outputs(model, x)[0] - y) ** 2))
     assert before == pytest.approx(2 * plain, rel=1e-4)

@@ -10,6 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests.support.helpers import BACKEND
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -24,7 +26,8 @@ nbformat.write(notebook, sys.argv[2])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.skipif(BACKEND != "torch", reason="they show what all have, and fastest there")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs(path: Path, tmp_path: Path) -> None:
     # In a process of its own, like the kernel that it starts: the sockets and event loops between

@@ -11,6 +11,7 @@ import keras_net2net as n2n
 from keras_net2net.testing import check_model
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     assert_native,
     assert_same,
     assert_untouched,
@@ -141,7 +142,7 @@ def test_all_hidden_layers_of_a_transformer_grow():
 def test_copies_keep_the_predictions_of_a_trained_language_model():
     model = gpt(depth=1)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.01), loss)
+    model.compile(keras.optimizers.Adam(0.01), loss, **EAGERLY)
     x = np.random.default_rng(0).integers(0, 7, (32, 4))
     y = (x + 1) % 7
     growth = n2n.GrowthScheduler({2: n2n.Wider("tokens", 9), 4: n2n.Wider(factor=1.5)}, seed=0)

@@ -10,9 +10,8 @@ import numpy as np
 from keras import layers
 
 import keras_net2net as n2n
-from keras_net2net.growth.apply import changed_variables
-from keras_net2net.growth.grow import draft_growth
-from keras_net2net.growth.slots import History, histories
+from keras_net2net.growth.history import Growth
+from keras_net2net.operations.drafting import draft_growth
 from tests.support.helpers import BACKEND, array
 
 
@@ -94,13 +93,13 @@ def mapped(
     variables = list(model.trainable_variables)
     old = gradients(model, x, y, measure)
     draft = draft_growth(model, operations, 3, calibration=calibration)
-    changed = histories(draft.plan(), changed_variables(draft.plan(), draft))
+    growth = Growth().then(draft.finish(), {})
     n2n.grow(model, operations, seed=3, calibration=calibration)
     new = zip(model.trainable_variables, gradients(model, x, y, measure), strict=True)
     found = {id(variable): gradient for variable, gradient in new}
     made = []
     for variable, one in zip(variables, old, strict=True):
-        history = changed.get(id(variable), History((), 3))
+        history = growth.history_of(variable)
         if not history.replaced:
             past = history.as_gradient(np.ones_like(one)) != 0
             first, second = history.as_gradient(one), history.as_gradient(one**2, 2)

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
 import keras_net2net as n2n
@@ -17,8 +18,10 @@ from keras_net2net.testing import check_native as assert_native
 from keras_net2net.testing import check_training as train_a_step
 from keras_net2net.testing import flat_layers, randomize, shapes_of
 from keras_net2net.testing import largest_difference as max_difference
+from tests.support.backend import BACKEND
 
 __all__ = [
+    "BACKEND",
     "assert_native",
     "flat_layers",
     "max_difference",
@@ -27,16 +30,11 @@ __all__ = [
     "train_a_step",
 ]
 
-BACKEND = keras.backend.backend()
-
 # What the battery does for cases that differ in little; JAX compiles all of it for seconds.
 QUICK: dict[str, Any] = {"policies": (), "save": False, "train": False}
 
-if BACKEND == "jax":
-    import jax
-
-    # The tests compile for hundreds of shapes, and run each once.
-    jax.config.update("jax_disable_most_optimizations", True)
+# How a model is compiled where that is no matter: TensorFlow traces each step for long.
+EAGERLY: dict[str, Any] = {"jit_compile": False, "run_eagerly": BACKEND == "tensorflow"}
 
 
 @contextlib.contextmanager
@@ -65,6 +63,22 @@ def cases(known: dict[str, Any], most: int = 2) -> dict[str, Any]:
     if BACKEND == "jax":  # it compiles for longest
         most = -(-most // 2)
     return known if BACKEND == "torch" else dict(list(known.items())[:most])
+
+
+def few(known: dict[str, Any] | Iterable[Any], most: int = 4) -> list[Any]:
+    """All cases on PyTorch; elsewhere the first few, and the others among the long tests.
+
+    They differ in the rule, and a rule computes with arrays of numpy.
+    """
+    known = known if isinstance(known, dict) else {str(case): case for case in known}
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else [case]),
+            id=name,
+            marks=[pytest.mark.long] if BACKEND != "torch" and number >= most else [],
+        )
+        for number, (name, case) in enumerate(known.items())
+    ]
 
 
 def array(x: Any) -> np.ndarray:

@@ -13,9 +13,9 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import FixedWidthError, GrowthError, SizeError
 from keras_net2net.growth.transaction import Transaction
-from tests.operations.test_base import assert_explained
-from tests.scenarios.test_callbacks_of_keras import QUICK, Metric, Watch, stopping
-from tests.support.helpers import array, cases, max_difference, outputs, randomize
+from tests.scenarios.test_callbacks_of_keras import Metric, Watch, stopping
+from tests.support.helpers import EAGERLY, array, cases, max_difference, outputs, randomize
+from tests.support.messages import assert_explained
 from tests.support.states import variables
 
 X, Y = (np.random.default_rng(k).standard_normal((8, k)).astype("float32") for k in (4, 2))
@@ -26,7 +26,7 @@ def mlp(optimizer=None, **kwargs) -> keras.Model:
     x = layers.Dense(6, activation="relu", name="fc")(x)
     x = layers.BatchNormalization(name="bn")(x)
     model = randomize(keras.Model(inputs, layers.Dense(2, name="out")(x), name="mlp"))
-    model.compile(optimizer or keras.optimizers.SGD(0.05), "mse", **QUICK, **kwargs)
+    model.compile(optimizer or keras.optimizers.SGD(0.05), "mse", **EAGERLY, **kwargs)
     return model
 
 

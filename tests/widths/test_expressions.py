@@ -26,6 +26,8 @@ from keras_net2net.widths.expressions import (
     widths_of,
 )
 
+pytestmark = pytest.mark.pure
+
 WHY = Obstacle("sum", "needs both sizes to agree")
 OTHER = Obstacle("softmax", "normalizes over its units")
 

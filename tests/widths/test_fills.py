@@ -13,6 +13,8 @@ from keras_net2net.widths.facts import Normalized
 from keras_net2net.widths.fills import fills_for
 from keras_net2net.widths.treatments import MADE, Content
 
+pytestmark = pytest.mark.pure
+
 NORM = Obstacle("norm", "(LayerNormalization) normalizes over its units")
 
 

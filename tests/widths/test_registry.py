@@ -17,6 +17,8 @@ from tests.support.helpers import (
     snapshot,
 )
 
+pytestmark = pytest.mark.pure
+
 
 def scale_layer():
     """A layer class that no rule is known of: a learned factor for each unit."""
@@ -114,7 +116,7 @@ def test_like_needs_a_class_that_has_a_rule():
         n2n.rules.register_rule(scale_layer(), like=scale)
 
 
-@pytest.mark.parametrize("target", ["dense", lambda x: x, keras.activations.relu], ids=repr)
+@pytest.mark.parametrize("target", ["dense", lambda x: x, keras.activations.relu])
 def test_a_rule_is_of_a_class_or_of_an_operation(target):
     with pytest.raises(ValueError, match=r"a layer class or for a function of `keras\.ops`"):
         n2n.rules.register_rule(target)(lambda call, x: x)

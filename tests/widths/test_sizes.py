@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,8 @@ from keras_net2net.widths.expressions import (
     product,
 )
 from keras_net2net.widths.sizes import evaluate, growable, sizes_for, smaller_sizes_for
+
+pytestmark = pytest.mark.pure
 
 WHY = Obstacle("sum", "needs both sizes to agree")
 

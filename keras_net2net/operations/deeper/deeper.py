@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import keras
@@ -10,39 +11,37 @@ from keras import layers
 
 from keras_net2net.errors import GrowthError, NotIdentityError, SizeError, whole_number
 from keras_net2net.graph.structure import Tensor
-from keras_net2net.internals.activations import activation_name
-from keras_net2net.operations.base import (
-    Operation,
-    check_normalized,
-    find_layers,
-    fixed_request,
-    label,
-    plain,
-)
-from keras_net2net.operations.deeper.blocks import Block, channel_axis, find_block
+from keras_net2net.internals.activations import activation_label, activation_name
+from keras_net2net.operations.base import Operation, plain
+from keras_net2net.operations.blocks import Block
+from keras_net2net.operations.deeper.building import Builder, Namer
 from keras_net2net.operations.deeper.factor import factorise
 from keras_net2net.operations.deeper.forms import (
-    Site,
-    calibrate,
+    InsertionPoint,
+    changing,
+    check_normalized,
     choose,
+    find_moments,
     identity_chain,
+    insert_chains,
+    insertion_point,
     normalization_notes,
 )
-from keras_net2net.operations.deeper.identities import (
-    DEPTHWISE,
-    FAMILY,
-    FAMILY_NAMES,
-    KERNELS,
-    activation_label,
-    in_a_row,
-    leaves_alone,
-    new_name,
-    prelu,
+from keras_net2net.operations.deeper.identities import leaves_alone, prelu
+from keras_net2net.operations.deeper.repeat import Part
+from keras_net2net.operations.deeper.residual import (
+    Options,
+    block_between,
+    blocks_behind,
+    can_branch,
+    insert_blocks,
 )
-from keras_net2net.operations.deeper.residual import can_branch, draft_residual, insert_block
-from keras_net2net.operations.wider import Wider
-from keras_net2net.planning.draft import Draft, Inserted
-from keras_net2net.planning.plan import Insertion, Step
+from keras_net2net.operations.families import DEPTHWISE, FAMILY, FAMILY_NAMES, KERNELS, channel_axis
+from keras_net2net.operations.select import find_layers, fixed_request, label
+from keras_net2net.operations.wider.wider import Wider
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.making import Inserted
+from keras_net2net.planning.plan import Step
 from keras_net2net.widths.facts import Facts
 
 FORMS = ("identity", "prelu", "residual", "factor", "auto")
@@ -176,38 +175,33 @@ class Deeper(Operation):
     rank: int | None = None
     calibration: Any = dataclasses.field(default=None, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        received = repr(self)
-        count = whole_number(self.count, "`count`", received, kind="a number of layers")
+    def _check(self) -> None:
+        count = whole_number(self.count, "`count`", kind="a number of layers")
         self._set(layers=fixed_request(self.layers), count=count)
-        if self.units is not None:
-            self._set(units=whole_number(self.units, "`units`", received))
-        check_normalized(self.batch_norm, received, "the layer's block")
+        for name in ("units", "rank"):
+            if vars(self)[name] is not None:
+                self._set(**{name: whole_number(vars(self)[name], f"`{name}`")})
+        check_normalized(self.batch_norm, "the layer's block")
         if self.between is not None:
-            self._set(between=self._pair(received))
+            self._set(between=self._pair())
         elif self.layers is None:
             raise GrowthError(
                 "No layer was named",
                 "a layer is inserted after another one",
                 "Pass the layer after which to insert, such as `Deeper('conv2')`",
-                received=received,
             )
         if self.activation is not None:
-            self._set(activation=self._named_activation(received))
-        self._check_form(received)
+            self._set(activation=self._named_activation())
+        self._check_form()
 
-    def _check_form(self, received: str) -> None:
+    def _check_form(self) -> None:
         """Checks the form, and that the other arguments mean something for it."""
         if self.form not in FORMS:
             raise GrowthError(
                 f"`form` can't be {self.form!r}",
                 "it is what an inserted layer starts as",
                 f"Pass one of {', '.join(map(repr, FORMS))}",
-                received=received,
             )
-        if self.rank is not None:
-            rank = whole_number(self.rank, "`rank`", received)
-            self._set(rank=rank)
         form = "residual" if self.between is not None else self.form
         for name, why in _UNUSED[form].items():
             given = getattr(self, name)
@@ -216,10 +210,9 @@ class Deeper(Operation):
                     f"`{name}` means nothing for the form {form!r}",
                     why,
                     f"Leave `{name}` out, or pass another `form`",
-                    received=received,
                 )
 
-    def _pair(self, received: str) -> tuple[Any, Any]:
+    def _pair(self) -> tuple[Any, Any]:
         """The two ends of a part, in their plain form."""
         pair = self.between
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -227,18 +220,16 @@ class Deeper(Operation):
                 f"`between` can't be {plain(pair)!r}",
                 "it names the two ends of the part that is repeated",
                 "Pass for example `between=('block1_out', 'block2_out')`",
-                received=received,
             )
         if self.layers is not None or self.form not in ("identity", "residual"):
             raise GrowthError(
                 "`between` can't be combined with `layers` or another `form`",
                 "the part between two tensors is repeated behind the second of them",
                 "Pass `Deeper(between=(a, b))` alone",
-                received=received,
             )
         return tuple(pair)
 
-    def _named_activation(self, received: str) -> Any:
+    def _named_activation(self) -> Any:
         """The activation by its name where it has one, so that operations compare."""
         try:
             function = keras.activations.get(self.activation)
@@ -247,7 +238,6 @@ class Deeper(Operation):
                 f"`activation` can't be {self.activation!r}",
                 "it is the name of an activation, a function or an activation layer",
                 "Pass for example `activation='relu'`",
-                received=received,
             ) from error
         return activation_name(function) or function
 
@@ -291,34 +281,49 @@ class Deeper(Operation):
     def draft(self, draft: Draft) -> list[Step]:
         """Inserts the layers into a draft."""
         if self._repeats:
-            return draft_residual(self, draft)
+            return self._draft_blocks(draft)
+        family = KERNELS if self.form == "factor" else FAMILY  # what a pattern means
         found = [
             match.facts
-            for match in find_layers(draft, self.layers, repr(self))
-            if match.named or isinstance(match.facts.operation, self._family)
+            for match in find_layers(draft, self.layers)
+            if match.named or isinstance(match.facts.operation, family)
         ]
         if not found:
             raise GrowthError(
                 f"No layer of {draft.model.name!r} that was asked for can be deepened",
                 "only Dense and convolution layers have an identity",
                 f"Name {FAMILY_NAMES}",
-                received=repr(self),
             )
         if self.form == "factor":
             return [factorise(self, draft, facts, self.rank) for facts in found]
-        sites = [self._site(draft, facts) for facts in found]
-        calibrate(draft, sites, self.calibration)
-        steps = [self._after(draft, site) for site in sites]
+        points = [self._point(draft, facts) for facts in found]
+        find_moments(draft, points, self.calibration)
+        steps = [self._after(draft, point) for point in points]
         if self.units is not None:
             steps += self._widened(draft, steps)
         return steps
 
-    @property
-    def _family(self) -> tuple[type, ...]:
-        """The layers that a pattern means."""
-        return KERNELS if self.form == "factor" else FAMILY
+    def _draft_blocks(self, draft: Draft) -> list[Step]:
+        """Inserts residual blocks, or repeats the part between two tensors."""
+        ends: dict[int, Tensor] = {}
+        if self.between is not None:
+            found: list[Part | Block] = [block_between(draft, self.between)]
+        else:
+            found = blocks_behind(draft, self.layers)
+        return [self._block(draft, target, ends) for target in found]
 
-    def _site(self, draft: Draft, facts: Facts) -> Site:
+    def _block(
+        self,
+        draft: Draft,
+        target: Part | Block,
+        ends: dict[int, Tensor],
+        notes: tuple[str, ...] = (),
+    ) -> Step:
+        options = Options(self.count, self.batch_norm, self.activation, self.units)
+        insertions, more = insert_blocks(draft, target, options, ends)
+        return Step(self, insertions=tuple(insertions), notes=(*notes, *more))
+
+    def _point(self, draft: Draft, facts: Facts) -> InsertionPoint:
         """What is known of a layer after which something is to be inserted."""
         layer = facts.operation
         if not isinstance(layer, FAMILY) or not facts.has_rule:
@@ -326,18 +331,14 @@ class Deeper(Operation):
                 f"No layer can be inserted after {label(facts)}",
                 f"{type(layer).__name__} has no identity of its family",
                 f"Name {FAMILY_NAMES}",
-                received=repr(self),
             )
-        blocks = [find_block(g, call) for g, call in draft.calls_of(layer)]
-        own = blocks[0].normalization is not None
-        normalized = own if self.batch_norm is None else self.batch_norm
-        new = self._activation(blocks)
-        if new is None and self.form == "identity":
-            raise self._not_identity(facts, blocks)
-        self._check_units(facts, blocks[0].end)
-        measured = self.calibration is not None or (normalized and draft.calibration is not None)
-        branches = self.units is None and can_branch(blocks)
-        return Site(facts, blocks, normalized, new is not None, measured, branches)
+        point = insertion_point(draft, facts, self)
+        point.activation = self._activation(point.blocks)
+        if point.activation is None and self.form == "identity":
+            raise self._not_identity(facts, point.blocks)
+        self._check_units(facts, point.blocks[0].end)
+        point.branches = self.units is None and can_branch(point.blocks)
+        return point
 
     def _check_units(self, facts: Facts, end: Tensor) -> None:
         """Checks that the new layers can have as many units as were asked for."""
@@ -359,26 +360,17 @@ class Deeper(Operation):
             f"The layer after {label(facts)} can't have {self.units} units",
             why,
             instead,
-            received=repr(self),
         )
 
-    def _after(self, draft: Draft, site: Site) -> Step:
+    def _after(self, draft: Draft, point: InsertionPoint) -> Step:
         """Inserts the layers after one layer."""
-        form, notes = (self.form, []) if self.form != "auto" else _chosen(site)
+        form, notes = choose(point) if self.form == "auto" else (self.form, ())
         if form == "residual":
-            step = insert_block(self, draft, site.blocks[0])
-            return dataclasses.replace(step, notes=(*notes, *step.notes))
-        ends = [block.end for block in site.blocks]
-        insertions: list[Insertion] = []
-        previous = site.facts.path
-        for _ in range(self.count):
-            chain = in_a_row(self._chain(draft, site, form), previous)
-            for i, block in enumerate(site.blocks):
-                ends[i] = draft.insert(block.graph, ends[i], chain)
-            insertions += [inserted.insertion for inserted in chain]
-            previous = chain[0].insertion.path
-        notes += normalization_notes(insertions, site)
-        return Step(self, insertions=tuple(insertions), notes=tuple(notes))
+            return self._block(draft, point.blocks[0], {}, notes)
+        chain = functools.partial(self._chain, draft, point, form)
+        insertions = insert_chains(draft, point, self.count, chain, followed=0)
+        notes = (*notes, *normalization_notes(insertions, point))
+        return Step(self, insertions=tuple(insertions), notes=notes)
 
     def _widened(self, draft: Draft, steps: list[Step]) -> list[Step]:
         """Widens what was inserted."""
@@ -387,7 +379,7 @@ class Deeper(Operation):
         ]
         facts = {one.path: one for one in draft.layers()}
         narrow = [path for path in paths if facts[path].main.size != self.units]
-        return Wider(narrow, self.units).draft(draft) if narrow else []
+        return Wider(narrow, self.units).steps(draft) if narrow else []
 
     def _activation(self, blocks: list[Block]) -> Any | None:
         """The new layers' activation: a function, or an activation layer; `None`: none fits.
@@ -399,16 +391,13 @@ class Deeper(Operation):
             candidates = [keras.activations.get(self.activation)]
         else:
             candidates = [block.function or keras.activations.linear for block in blocks]
-        for new in candidates:
-            if all(leaves_alone(new, block) for block in blocks):
-                return new
-        return None
+        fitting = (new for new in candidates if all(leaves_alone(new, one) for one in blocks))
+        return next(fitting, None)
 
     def _not_identity(self, facts: Facts, blocks: list[Block]) -> NotIdentityError:
         own = [block for block in blocks if not leaves_alone(block.function, block)]
         if self.activation is None and own:
-            name = own[0].activation_label
-            why = f"its activation {name!r} isn't idempotent: f(f(x)) differs from f(x)"
+            why = changing(own[0])
         elif self.activation is None:
             names = ", ".join(repr(block.activation_label) for block in blocks)
             why = f"its calls are followed by {names}, none of which leaves the others as they are"
@@ -426,30 +415,16 @@ class Deeper(Operation):
                 "Pass `activation='linear'` or `form='prelu'`, or name a layer with ReLU or no "
                 "activation"
             ),
-            received=repr(self),
         )
 
-    def _chain(self, draft: Draft, site: Site, form: str) -> list[Inserted]:
+    def _chain(self, draft: Draft, point: InsertionPoint, form: str) -> list[Inserted]:
         """The layers that one identity is made of: kernel, normalization, activation."""
-        layer, block = site.layer, site.blocks[0]
-        name = new_name(draft, layer.name, "deeper")
-        path = f"{block.graph.path}/{name}" if block.graph.path else name
-        activation = self._activation(site.blocks) if form == "identity" else None
-        inline = (block.inline or self.activation is not None) and not site.normalized
+        layer, block = point.layer, point.blocks[0]
+        path = Builder(draft, block.graph).path(Namer(draft).stem(layer.name))
+        activation = point.activation if form == "identity" else None
+        inline = (block.inline or self.activation is not None) and not point.normalized
         inline = inline or (block.activation is None and self.activation is None)
-        chain = identity_chain(site, layer, path, activation, inline)
-        if isinstance(chain, str):
-            raise GrowthError(
-                f"No layer can be inserted after {label(site.facts)}",
-                chain,
-                f"Name {FAMILY_NAMES}",
-                received=repr(self),
-            )
+        chain = identity_chain(point, layer, path, activation, inline)
         if form == "prelu":
             chain.append(prelu(layer, f"{path}_prelu", block.end))
         return chain
-
-
-def _chosen(site: Site) -> tuple[str, list[str]]:
-    form, note = choose(site)
-    return form, [note]

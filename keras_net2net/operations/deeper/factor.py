@@ -17,9 +17,9 @@ from keras import layers
 
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError, SizeError
-from keras_net2net.operations.base import label
-from keras_net2net.operations.deeper.blocks import channel_axis
-from keras_net2net.operations.deeper.identities import KERNELS, made, new_name
+from keras_net2net.operations.deeper.building import Builder, Namer, new_layer, resized
+from keras_net2net.operations.families import KERNELS, channel_axis, size_key
+from keras_net2net.operations.select import label
 from keras_net2net.planning.changes import VariableReplacement
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import InitialWeight, Step
@@ -101,8 +101,7 @@ def factorise(operation: Any, draft: Draft, facts: Facts, rank: int | None) -> S
         GrowthError: If the layer has no factors.
     """
     layer = facts.operation
-    received = repr(operation)
-    _check(facts, received)
+    _check(facts)
     kernel = internals.read_variable(layer.kernel)
     largest = min(int(np.prod(kernel.shape[:-1])), kernel.shape[-1])
     units = largest if rank is None else rank
@@ -111,25 +110,16 @@ def factorise(operation: Any, draft: Draft, facts: Facts, rank: int | None) -> S
             f"{label(facts)} can't be factored through {units} units",
             f"its kernel of shape {tuple(kernel.shape)} has a rank of at most {largest}",
             f"Pass `rank={largest}` at most, and widen the new layer afterwards",
-            received=received,
         )
     first, second, error = factors(kernel, units)
-    calls = draft.calls_of(layer)
-    prefix = facts.path.rpartition("/")[0]
-    path = (prefix + "/" if prefix else "") + new_name(draft, layer.name, "factor")
-    for graph, _ in calls:
-        draft.check_open(graph, path)
+    path = "".join(facts.path.rpartition("/")[:2]) + Namer(draft, "factor").stem(layer.name)
     source = f"{facts.path}/kernel"
     weight = InitialWeight(
         "kernel", first.shape, first.astype(kernel.dtype), source=(source, Factor(units, True))
     )
     config = {**layer.get_config(), "use_bias": False, "activation": "linear"}
-    config.update(activity_regularizer=None)
-    config["units" if isinstance(layer, layers.Dense) else "filters"] = units
-    new = made(path, type(layer), config, [weight])
-    new = dataclasses.replace(
-        new, insertion=dataclasses.replace(new.insertion, after=_before(calls[0]))
-    )
+    config |= {"activity_regularizer": None, size_key(layer): units}
+    new = new_layer(path, type(layer), config, [weight])
     settings: dict[str, Any] = {}
     if not isinstance(layer, layers.Dense):
         ones = (1,) * len(layer.kernel_size)
@@ -137,10 +127,10 @@ def factorise(operation: Any, draft: Draft, facts: Facts, rank: int | None) -> S
         settings["padding"] = "valid"
     replaced = VariableReplacement(source, second.shape, Factor(units, False))
     change = draft.replace(facts, settings, [replaced])
-    for graph, call in calls:
-        shape = list(call.outputs[0].shape)
-        shape[channel_axis(layer, call.outputs[0])] = units
-        draft.insert_before(graph, call, new, tuple(shape))
+    for graph, call in draft.calls_of(layer):
+        like = resized(call.outputs[0], channel_axis(layer, call.outputs[0]), units)
+        builder = Builder(draft, graph)
+        builder.finish(call.inputs[0], builder.put(new, call.inputs[0], like), call)
     notes = (f"{facts.path}: factored through {units} units, {_how_well(error)}",)
     return Step(
         operation,
@@ -151,23 +141,13 @@ def factorise(operation: Any, draft: Draft, facts: Facts, rank: int | None) -> S
     )
 
 
-def _before(site: Any) -> str:
-    """The path of what makes the input of a call."""
-    graph, call = site
-    x = call.inputs[0]
-    for other in graph.calls:
-        if any(made is x for made in other.outputs):
-            return str(other.path)
-    return str(internals.input_layer(x.keras_tensor).name)  # type: ignore[union-attr]
-
-
 def _how_well(error: float) -> str:
     if not error:
         return "exactly"
     return f"with a relative error of {error:.1e} of its kernel (in the spectral norm)"
 
 
-def _check(facts: Facts, received: str) -> None:
+def _check(facts: Facts) -> None:
     layer = facts.operation
     if type(layer) not in KERNELS or not facts.has_rule:
         why = f"{type(layer).__name__} has no kernel that is a matrix of inputs and outputs"
@@ -179,5 +159,4 @@ def _check(facts: Facts, received: str) -> None:
         f"{label(facts)} can't be factored",
         why,
         "Name a Dense, Conv1D, Conv2D or Conv3D layer without groups",
-        received=received,
     )

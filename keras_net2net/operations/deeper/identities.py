@@ -6,9 +6,8 @@ on, whatever the strides, padding or groups of the layer whose family it is of.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,20 +15,13 @@ import numpy as np
 from keras import layers
 
 from keras_net2net.graph.structure import Tensor
-from keras_net2net.internals.activations import activation_name, describe
-from keras_net2net.operations.deeper.blocks import Block, channel_axis
-from keras_net2net.operations.deeper.normalization import Moments
-from keras_net2net.planning.draft import Draft, Inserted, stand_in
-from keras_net2net.planning.plan import InitialWeight, Insertion
-
-CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-SLIDING = (*CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)
-KERNELS = (layers.Dense, *CONVOLUTIONS)  # what one kernel makes of its input
-FAMILY = (layers.Dense, layers.EinsumDense, *SLIDING)
-FAMILY_NAMES = "a Dense, EinsumDense or convolution layer"
+from keras_net2net.internals.activations import describe, is_linear
+from keras_net2net.operations.blocks import Block
+from keras_net2net.operations.deeper.building import new_layer
+from keras_net2net.operations.deeper.moments import Moments
+from keras_net2net.operations.families import DEPTHWISE, SEPARABLE, SLIDING, bn_axis, channel_axis
+from keras_net2net.planning.making import Inserted
+from keras_net2net.planning.plan import InitialWeight
 
 
 def kernel_layer(layer: Any, path: str, end: Tensor, activation: Any = None) -> Inserted | str:
@@ -56,7 +48,7 @@ def kernel_layer(layer: Any, path: str, end: Tensor, activation: Any = None) -> 
     else:
         weights = _sliding(layer, config, units)
     bias = [InitialWeight("bias", (units,))] if config.get("use_bias", True) else []
-    return made(path, type(layer), config, [*weights, *bias])
+    return new_layer(path, type(layer), config, [*weights, *bias])
 
 
 def kernel_config(layer: Any) -> dict[str, Any]:
@@ -128,7 +120,7 @@ def _einsum(layer: Any, config: dict[str, Any], path: str, end: Tensor) -> Inser
     ]
     if layer.bias is not None:
         weights.append(InitialWeight("bias", tuple(layer.bias.shape)))
-    return made(path, type(layer), config, weights)
+    return new_layer(path, type(layer), config, weights)
 
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -141,38 +133,6 @@ def _sizes(term: str, tensor: Tensor) -> dict[str, int]:
     named = [*zip(before, shape, strict=False)]
     named += zip(after[::-1], shape[::-1], strict=False) if dots else ()
     return {letter: int(size or 0) for letter, size in named}
-
-
-def made(path: str, cls: type, config: dict[str, Any], weights: list[InitialWeight]) -> Inserted:
-    """A layer to insert; what it stands behind is filled in by `in_a_row`."""
-    config = {**config, "name": path.rsplit("/", 1)[-1], "trainable": True}
-    return Inserted(Insertion(path, "", cls, config, tuple(weights)), stand_in(cls, config))
-
-
-def in_a_row(chain: list[Inserted], after: str) -> list[Inserted]:
-    """Layers each of which stands behind the one before, and the first behind `after`."""
-    row = []
-    for inserted in chain:
-        placed = dataclasses.replace(inserted.insertion, after=after)
-        row.append(dataclasses.replace(inserted, insertion=placed))
-        after = placed.path
-    return row
-
-
-def new_name(draft: Draft, name: str, word: str) -> str:
-    """A stable and readable name: `conv2_deeper_1`, then `conv2_deeper_2`."""
-    base = re.sub(rf"_{word}_\d+(_\d+x\d+)?$", "", name)
-    taken = draft.names()
-    number = 1
-    while any(f"{base}_{word}_{number}" in (one, _stem(one, word)) for one in taken):
-        number += 1
-    return f"{base}_{word}_{number}"
-
-
-def _stem(name: str, word: str) -> str:
-    """A name up to the number that follows a word."""
-    found = re.match(rf"(.*_{word}_\d+)_", name)
-    return found.group(1) if found else name
 
 
 def normalization(
@@ -201,15 +161,26 @@ def normalization(
         mean, variance = moments.mean, moments.variance
         config.update(scale=True, center=True)  # without them it could not undo itself
     deviation = np.sqrt(variance + config["epsilon"])
-    values = {"moving_mean": mean, "moving_variance": variance}
-    if config["scale"]:
-        values["gamma"] = deviation
-    if config["center"]:
-        values["beta"] = mean
+    values = {"moving_mean": mean, "moving_variance": variance, "gamma": deviation, "beta": mean}
     if config.get("renorm"):
         values.update(moving_stddev=deviation, renorm_mean=mean, renorm_stddev=deviation)
-    weights = [InitialWeight(name, (units,), value) for name, value in values.items()]
-    return made(path, cls, config, weights)
+    return new_layer(path, cls, config, _normalizing(config, units, values))
+
+
+def fresh_normalization(layer: Any, block: Block, path: str, end: Tensor) -> Inserted:
+    """A BatchNormalization as Keras makes it, set as that of a block is."""
+    cls, config = normalization_like(layer, block)
+    values = {"moving_mean": 0.0, "moving_variance": 1.0, "gamma": 1.0, "beta": 0.0}
+    units = int(end.shape[config["axis"]] or 0)
+    return new_layer(path, cls, config, _normalizing(config, units, values))
+
+
+def _normalizing(
+    config: Mapping[str, Any], units: int, values: Mapping[str, Any]
+) -> list[InitialWeight]:
+    """The weights that a BatchNormalization of a configuration has."""
+    without = {key for key, has in (("gamma", "scale"), ("beta", "center")) if not config[has]}
+    return [InitialWeight(k, (units,), value) for k, value in values.items() if k not in without]
 
 
 def normalization_like(layer: Any, block: Block) -> tuple[type, dict[str, Any]]:
@@ -220,26 +191,29 @@ def normalization_like(layer: Any, block: Block) -> tuple[type, dict[str, Any]]:
     return cls, dict(cls(axis=bn_axis(layer), dtype=layer.dtype_policy).get_config())
 
 
-def bn_axis(layer: Any) -> int:
-    """The axis that a BatchNormalization after a layer has."""
-    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
-
-
-def activation_layer(activation: Any, path: str) -> Inserted:
-    """A layer that is an activation."""
-    if isinstance(activation, keras.Layer):
-        return made(path, type(activation), dict(activation.get_config()), [])
-    config = layers.Activation(activation, name=path.rsplit("/", 1)[-1]).get_config()
-    return made(path, layers.Activation, dict(config), [])
+def activation_layer(activation: Any, path: str, end: Tensor) -> Inserted:
+    """A layer that is an activation; a PReLU starts with slopes of a quarter."""
+    if not isinstance(activation, keras.Layer):
+        return new_layer(path, layers.Activation, layers.Activation(activation).get_config())
+    config = dict(activation.get_config())
+    prelu = isinstance(activation, layers.PReLU)
+    weights = [_slopes(end, config["shared_axes"] or (), 0.25)] if prelu else []
+    return new_layer(path, type(activation), config, weights)
 
 
 def prelu(layer: Any, path: str, end: Tensor) -> Inserted:
     """A PReLU that starts as the identity: its slopes are one, and each channel has one."""
     axis = channel_axis(layer, end)
     shared = [i for i in range(1, len(end.shape)) if i != axis]
-    shape = tuple(1 if i in shared else int(end.shape[i] or 0) for i in range(1, len(end.shape)))
     config = layers.PReLU(shared_axes=shared or None, dtype=layer.dtype_policy).get_config()
-    return made(path, layers.PReLU, dict(config), [InitialWeight("alpha", shape, 1.0)])
+    return new_layer(path, layers.PReLU, config, [_slopes(end, shared, 1.0)])
+
+
+def _slopes(end: Tensor, shared: Sequence[int], value: float) -> InitialWeight:
+    """The slopes of a PReLU, one for all along the axes that share them."""
+    sizes = enumerate(end.shape[1:], start=1)
+    shape = tuple(1 if axis in shared else int(size or 1) for axis, size in sizes)
+    return InitialWeight("alpha", shape, value)
 
 
 def leaves_alone(new: Any, block: Block) -> bool:
@@ -248,18 +222,3 @@ def leaves_alone(new: Any, block: Block) -> bool:
     if is_linear(new):
         return True
     return known is not None and before is not None and known.leaves_alone(before)
-
-
-def is_linear(activation: Any) -> bool:
-    """Whether an activation is the linear one."""
-    function = activation.activation if isinstance(activation, layers.Activation) else activation
-    return not isinstance(function, keras.Layer) and activation_name(function) == "linear"
-
-
-def activation_label(activation: Any) -> str:
-    """A short name for an activation, fit for a layer's name."""
-    function = getattr(activation, "activation", activation)
-    if isinstance(function, str):
-        return function
-    name = None if isinstance(function, keras.Layer) else activation_name(function)
-    return name or type(function).__name__.lower()

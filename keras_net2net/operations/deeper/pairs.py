@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Container, Iterator
 from typing import Any
 
 import keras
 from keras import layers
 
 from keras_net2net.errors import GrowthError, NotIdentityError, whole_number
-from keras_net2net.operations.base import (
-    Operation,
-    check_normalized,
-    find_layers,
-    fixed_request,
-    label,
-)
-from keras_net2net.operations.deeper.blocks import Block, find_block
+from keras_net2net.operations.base import Operation
+from keras_net2net.operations.blocks import find_block
+from keras_net2net.operations.deeper.building import Builder, Namer
 from keras_net2net.operations.deeper.forms import (
-    Site,
-    calibrate,
+    InsertionPoint,
+    changing,
+    check_normalized,
+    find_moments,
     identity_chain,
+    insert_chains,
+    insertion_point,
     normalization_notes,
 )
-from keras_net2net.operations.deeper.identities import in_a_row, leaves_alone, new_name
-from keras_net2net.planning.draft import Draft, Inserted
+from keras_net2net.operations.deeper.identities import leaves_alone
+from keras_net2net.operations.select import find_layers, fixed_request, label
+from keras_net2net.planning.draft import Draft
+from keras_net2net.planning.making import Inserted
 from keras_net2net.planning.plan import Insertion, Skipped, Step
 from keras_net2net.widths.facts import Facts
 
@@ -34,14 +37,21 @@ class Pair:
     """A vertical and a horizontal convolution, one after the other.
 
     Args:
-        first: The block of the first, 1xn or nx1.
+        first: The first layer, 1xn or nx1.
         second: What is known of the second, nx1 or 1xn.
-        blocks: The block of the second, at each call of it.
     """
 
-    first: Block
+    first: Any
     second: Facts
-    blocks: list[Block]
+
+    @property
+    def layers(self) -> tuple[Any, Any]:
+        """Both layers."""
+        return self.first, self.second.operation
+
+    def among(self, ids: Container[int]) -> bool:
+        """Whether one of the layers has one of these `id`s."""
+        return any(id(layer) in ids for layer in self.layers)
 
 
 @keras.saving.register_keras_serializable(package="keras_net2net")
@@ -92,11 +102,10 @@ class DeeperPairs(Operation):
     batch_norm: bool | None = None
     calibration: Any = dataclasses.field(default=None, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        received = repr(self)
-        count = whole_number(self.count, "`count`", received, kind="a number of pairs")
+    def _check(self) -> None:
+        count = whole_number(self.count, "`count`", kind="a number of pairs")
         self._set(layers=fixed_request(self.layers), count=count)
-        check_normalized(self.batch_norm, received, "the pair")
+        check_normalized(self.batch_norm, "the pair")
 
     @property
     def exact(self) -> bool:
@@ -110,110 +119,88 @@ class DeeperPairs(Operation):
 
     def draft(self, draft: Draft) -> list[Step]:
         """Inserts the pairs into a draft."""
-        pairs, skipped = self._pairs(draft)
-        sites = [self._site(draft, pair) for pair in pairs]
-        calibrate(draft, sites, self.calibration)
+        pairs, named = self._pairs(draft)
+        points: dict[Pair, InsertionPoint] = {}
+        skipped = []
+        for pair in pairs:
+            point = insertion_point(draft, pair.second, self)
+            changed = [b for b in point.blocks if not leaves_alone(b.function, b)]
+            if not changed:
+                points[pair] = point
+            elif pair.among(named):
+                raise NotIdentityError(
+                    f"No pair can be inserted after {label(pair.second)}",
+                    changing(changed[0]),
+                    "Name a pair with ReLU or no activation",
+                )
+            else:
+                skipped.append(Skipped(pair.second.path, changing(changed[0])))
+        find_moments(draft, list(points.values()), self.calibration)
         insertions: list[Insertion] = []
         notes: list[str] = []
-        for pair, site in zip(pairs, sites, strict=True):
-            new = self._behind(draft, pair, site)
+        for pair, point in points.items():
+            chain = functools.partial(self._chain, draft, pair, point)
+            new = insert_chains(draft, point, self.count, chain, followed=-1)
             insertions += new
-            notes += normalization_notes(new, site)
-        return [Step(self, insertions=tuple(insertions), skipped=skipped, notes=tuple(notes))]
+            notes += normalization_notes(new, point)
+        step = Step(self, insertions=tuple(insertions), skipped=tuple(skipped), notes=tuple(notes))
+        return [step]
 
-    def _pairs(self, draft: Draft) -> tuple[list[Pair], tuple[Skipped, ...]]:
-        """The pairs that are meant, and those of them that have no identity."""
-        pairs = find_pairs(draft)
+    def _pairs(self, draft: Draft) -> tuple[list[Pair], set[int]]:
+        """The pairs that are meant, and the `id`s of the layers that were named outright."""
+        pairs = list(find_pairs(draft))
         named: set[int] = set()
         if self.layers is not None:
-            matches = find_layers(draft, self.layers, repr(self))
-            wanted = {id(match.facts.operation) for match in matches}
+            matches = find_layers(draft, self.layers)
             named = {id(match.facts.operation) for match in matches if match.named}
-            found = {id(one) for pair in pairs for one in _layers_of(pair)}
             for match in matches:
-                if match.named and id(match.facts.operation) not in found:
-                    raise _no_pair(match.facts, repr(self))
-            pairs = [pair for pair in pairs if any(id(x) in wanted for x in _layers_of(pair))]
+                if match.named and not any(p.among({id(match.facts.operation)}) for p in pairs):
+                    raise GrowthError(
+                        f"No pair can be inserted after {label(match.facts)}",
+                        "it isn't one of a Conv2D of a kernel 1xn (n > 1) and one of nx1 that "
+                        "reads its block",
+                        "Name one of such a pair, or use `Deeper` to insert single layers",
+                    )
+            wanted = {id(match.facts.operation) for match in matches}
+            pairs = [pair for pair in pairs if pair.among(wanted)]
         if not pairs:
             raise GrowthError(
                 f"No pair of {draft.model.name!r} can be followed by another",
                 "there is no Conv2D of a kernel 1xn (n > 1) whose block is read by one of nx1",
                 "Use `Deeper` to insert single layers",
-                received=repr(self),
             )
-        kept, skipped = [], []
-        for pair in pairs:
-            changed = [b for b in pair.blocks if not leaves_alone(b.function, b)]
-            if not changed:
-                kept.append(pair)
-                continue
-            name = changed[0].activation_label
-            why = f"its activation {name!r} isn't idempotent: f(f(x)) differs from f(x)"
-            if self.layers is not None and any(id(x) in named for x in _layers_of(pair)):
-                raise NotIdentityError(
-                    f"No pair can be inserted after {label(pair.second)}",
-                    why,
-                    "Name a pair with ReLU or no activation",
-                    received=repr(self),
-                )
-            skipped.append(Skipped(pair.second.path, why))
-        return kept, tuple(skipped)
+        return pairs, named
 
-    def _site(self, draft: Draft, pair: Pair) -> Site:
-        own = pair.blocks[0].normalization is not None
-        normalized = own if self.batch_norm is None else self.batch_norm
-        return Site(pair.second, pair.blocks, normalized, True, self.calibration is not None)
-
-    def _behind(self, draft: Draft, pair: Pair, site: Site) -> list[Insertion]:
-        """Inserts the pairs behind one."""
-        ends = [block.end for block in pair.blocks]
-        previous = pair.second.path
-        insertions: list[Insertion] = []
-        block = pair.blocks[0]
-        for _ in range(self.count):
-            name = new_name(draft, pair.second.operation.name, "pair")
-            chain: list[Inserted] = []
-            for layer in _layers_of(pair):
-                size = "x".join(map(str, layer.kernel_size))
-                path = f"{name}_{size}"
-                inline = block.inline and not site.normalized
-                # After the block of the second, whichever of the two its kernel is like.
-                one = identity_chain(site, layer, self._path(block, path), block.function, inline)
-                if isinstance(one, str):
-                    raise GrowthError(one)
-                chain += one
-            chain = in_a_row(chain, previous)
-            for i, called in enumerate(pair.blocks):
-                ends[i] = draft.insert(called.graph, ends[i], chain)
-            insertions += [inserted.insertion for inserted in chain]
-            previous = insertions[-1].path
-        return insertions
-
-    def _path(self, block: Block, name: str) -> str:
-        return f"{block.graph.path}/{name}" if block.graph.path else name
+    def _chain(self, draft: Draft, pair: Pair, point: InsertionPoint) -> list[Inserted]:
+        """The layers of one pair."""
+        block = point.blocks[0]
+        name = Namer(draft, "pair").stem(pair.second.operation.name)
+        inline = block.inline and not point.normalized
+        chain: list[Inserted] = []
+        for layer in pair.layers:
+            size = "x".join(map(str, layer.kernel_size))
+            path = Builder(draft, block.graph).path(f"{name}_{size}")
+            # After the block of the second, whichever of the two its kernel is like.
+            chain += identity_chain(point, layer, path, block.function, inline)
+        return chain
 
 
-def find_pairs(draft: Draft) -> list[Pair]:
+def find_pairs(draft: Draft) -> Iterator[Pair]:
     """All pairs of a 1xn and an nx1 convolution that follow each other, in graph order."""
-    facts = draft.inference.facts
-    pairs: list[Pair] = []
     used: set[int] = set()
     for graph, call in draft.graph.all_calls():
-        size = _line(call.operation)
-        if size is None or id(call.operation) in used or graph.opened:
+        first = call.operation
+        size = _line(first)
+        if size is None or id(first) in used or graph.opened:
             continue
-        first = find_block(graph, call)
-        for following in graph.consumers(first.end):
+        for following in graph.consumers(find_block(graph, call).end):
             second = following.operation
-            known = facts.get(id(second))
+            known = draft.inference.facts.get(id(second))
             fits = _line(second) == size[::-1] and id(second) not in used
-            if not fits or known is None or not known.has_rule:
-                continue
-            blocks = [find_block(g, one) for g, one in draft.calls_of(second)]
-            used |= {id(call.operation), id(second)}
-            pairs.append(Pair(first, known, blocks))
-            break
-    return pairs
+            if fits and known is not None and known.has_rule:
+                used |= {id(first), id(second)}
+                yield Pair(first, known)
+                break
 
 
 def _line(layer: Any) -> tuple[int, int] | None:
@@ -222,16 +209,3 @@ def _line(layer: Any) -> tuple[int, int] | None:
         return None
     height, width = layer.kernel_size
     return (height, width) if (height == 1) != (width == 1) else None
-
-
-def _layers_of(pair: Pair) -> tuple[Any, Any]:
-    return pair.first.call.operation, pair.second.operation
-
-
-def _no_pair(facts: Facts, received: str) -> GrowthError:
-    return GrowthError(
-        f"No pair can be inserted after {label(facts)}",
-        "it isn't one of a Conv2D of a kernel 1xn (n > 1) and one of nx1 that reads its block",
-        "Name one of such a pair, or use `Deeper` to insert single layers",
-        received=received,
-    )

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
 from typing import Any
 
 import keras
 from keras import layers
 
-from keras_net2net import internals
 from keras_net2net.errors import GrowthError, NotIdentityError
 from keras_net2net.graph.structure import Call, Graph, Tensor
-from keras_net2net.operations.deeper.building import Builder, Namer, Repeated, base_name
-from keras_net2net.operations.deeper.identities import CONVOLUTIONS, bn_axis
-from keras_net2net.operations.deeper.places import Place, between, not_rewired, values_of
+from keras_net2net.internals.activations import Activation, activation_of, describe
+from keras_net2net.operations.blocks import between
+from keras_net2net.operations.deeper.building import Builder, Namer, new_layer
 from keras_net2net.operations.deeper.silence import Silencer, Solution
+from keras_net2net.operations.families import CONVOLUTIONS, bn_axis
+from keras_net2net.operations.select import Output, not_rewired
 from keras_net2net.planning.draft import Draft
-from keras_net2net.planning.plan import InitialWeight
+from keras_net2net.planning.plan import InitialWeight, Insertion
 from keras_net2net.widths.inferred import Inferred
 
 
@@ -48,14 +49,15 @@ class Part:
     last: str
 
 
-def part_between(state: Inferred, graph: Graph, start: Place, end: Place, received: str) -> Part:
+def part_between(state: Inferred, start: Output, end: Output) -> Part:
     """The part between two tensors of a graph, and how it becomes the identity.
 
     Raises:
         GrowthError: If there is no way from one to the other, or it can't be repeated.
     """
+    graph = start.graph
     if graph.opened:
-        raise not_rewired(graph, received)
+        raise not_rewired(graph)
     calls = between(graph, start.tensor, end.tensor)
     if not calls:
         back = between(graph, end.tensor, start.tensor)
@@ -67,7 +69,6 @@ def part_between(state: Inferred, graph: Graph, start: Place, end: Place, receiv
                 if back
                 else "Name a layer, and one that comes behind it"
             ),
-            received=received,
         )
     calls = [dataclasses.replace(call) for call in calls]
     silencer = Silencer(state, calls, start.tensor, values_of(state, graph, end.tensor))
@@ -78,7 +79,6 @@ def part_between(state: Inferred, graph: Graph, start: Place, end: Place, receiv
             f"The part from {start.path!r} to {end.path!r} can't be repeated",
             "nothing in it has weights that could learn",
             "Name layers with layers between them that have weights",
-            received=received,
         )
     solution = silencer.identity(end.tensor)
     wrapped = None
@@ -109,7 +109,9 @@ def same_shape(start: Tensor, end: Tensor) -> bool:
     return start.shape == end.shape and start.dtype == end.dtype
 
 
-def repeat(draft: Draft, part: Part, after: Tensor, ends: dict[int, Tensor]) -> Repeated:
+def repeat(
+    draft: Draft, part: Part, after: Tensor, ends: dict[int, Tensor]
+) -> tuple[Tensor, list[Insertion]]:
     """Copies a part behind a tensor, so that it starts as the identity.
 
     Args:
@@ -119,21 +121,20 @@ def repeat(draft: Draft, part: Part, after: Tensor, ends: dict[int, Tensor]) -> 
         ends: For tensors behind which something was inserted, by `id`, what it makes.
 
     Returns:
-        What was inserted.
+        The tensor that the copy makes, and what was inserted.
     """
     namer = Namer(draft)
     originals = list({id(call.operation): call for call in part.calls}.values())
-    bases = [base_name(call.operation.name) for call in originals]
+    bases = [namer.base(call.operation.name) for call in originals]
     bases = [
         base if bases.count(base) == 1 else call.operation.name
         for base, call in zip(bases, originals, strict=True)
     ]
     number = namer.number(bases)
-    label = f"{base_name(part.last.rsplit('/', 1)[-1])}_deeper_{number}"
+    label = f"{namer.base(part.last.rsplit('/', 1)[-1])}_deeper_{number}"
     builder = Builder(draft, part.graph)
-    branches = part.wrapped is not None or part.solution.projections or len(part.calls) > 1
-    if branches and internals.function_of(part.graph.model) is not part.graph.model:
-        builder.inside = namer.reserve(f"{label}_block")
+    if part.wrapped is not None or part.solution.projections or len(part.calls) > 1:
+        builder.branch(namer.reserve(f"{label}_block"))
     made = {
         id(call.operation): builder.copied(call, namer.take(base, number), part.solution.zeros)
         for base, call in zip(bases, originals, strict=True)
@@ -141,44 +142,56 @@ def repeat(draft: Draft, part: Part, after: Tensor, ends: dict[int, Tensor]) -> 
     known: dict[int, Tensor] = {id(part.start): after}
     projected: dict[int, Tensor] = {}
 
-    def project(x: Tensor, silent: Tensor) -> Tensor:
+    def project(x: Tensor) -> Tensor:
+        return _to_zero(builder, part, namer.reserve(f"{label}_projection"), x)
+
+    def swap(silenced: set[int], x: Any) -> Any:
+        """What a copied call reads in the place of a tensor."""
+        if not isinstance(x, Tensor):
+            return x
+        new = known.get(id(x)) or ends.get(id(x), x)
+        if id(x) not in silenced:
+            return new
         if id(x) not in projected:
-            projected[id(x)] = _project(builder, namer, part, label, silent)
+            projected[id(x)] = project(new)
         return projected[id(x)]
 
     for call in part.calls:
         silenced = {id(x) for c, x in part.solution.projections if c is call}
-        swap = functools.partial(_swap, known=known, ends=ends, silenced=silenced, project=project)
-        args, kwargs = keras.tree.map_structure(swap, (call.args, call.kwargs))
+        args, kwargs = keras.tree.map_structure(
+            functools.partial(swap, silenced), (call.args, call.kwargs)
+        )
         new = builder.call(made[id(call.operation)], args, kwargs, call.outputs)
         for old, output in zip(call.outputs, new.outputs, strict=True):
             known[id(old)] = output
             if old is part.wrapped:
-                if part.solution.projections:
-                    output = _project(builder, namer, part, label, output)
+                output = project(output) if part.solution.projections else output
                 known[id(old)] = builder.add(namer.reserve(f"{label}_add"), after, output)
     return builder.finish(after, known[id(part.end)])
 
 
-def _swap(
-    x: Any,
-    known: dict[int, Tensor],
-    ends: dict[int, Tensor],
-    silenced: set[int],
-    project: Callable[[Tensor, Tensor], Tensor],
-) -> Any:
-    """What a copied call reads in the place of a tensor."""
-    if not isinstance(x, Tensor):
-        return x
-    new = known.get(id(x)) or ends.get(id(x), x)
-    return project(x, new) if id(x) in silenced else new
-
-
-def _project(builder: Builder, namer: Namer, part: Part, label: str, x: Tensor) -> Tensor:
-    """A projection of a tensor that starts at zero."""
+def _to_zero(builder: Builder, part: Part, name: str, x: Tensor) -> Tensor:
+    """A projection of a tensor that starts at zero, of the family of the last one of a part."""
     like = next((c.operation for c in reversed(part.calls) if _projects(c, x)), None)
-    name = namer.reserve(f"{label}_projection")
-    return project_to_zero(builder, like, name, x)
+    units = x.shape[bn_axis(like)]
+    if units is None or not x.dtype.startswith(("float", "bfloat")):
+        path = builder.made[-1].path
+        raise NotIdentityError(
+            f"Nothing can start as the identity behind {path!r}",
+            f"its branch makes {x}, which no projection can make zero",
+            "Name another part",
+            received=f"a part with the layer {path!r}",
+        )
+    config: dict[str, Any] = {"dtype": x.dtype if like is None else like.dtype_policy}
+    cls: Any = layers.Dense
+    space: tuple[int, ...] = ()
+    if isinstance(like, CONVOLUTIONS):
+        cls = next(base for base in CONVOLUTIONS if isinstance(like, base))
+        space = (1,) * len(like.kernel_size)
+        config |= {"kernel_size": 1, "data_format": like.data_format}
+    config["units" if cls is layers.Dense else "filters"] = units
+    weights = [InitialWeight("kernel", (*space, units, units)), InitialWeight("bias", (units,))]
+    return builder.put(new_layer(builder.path(name), cls, cls(**config).get_config(), weights), x)
 
 
 def _projects(call: Call, x: Tensor) -> bool:
@@ -188,28 +201,17 @@ def _projects(call: Call, x: Tensor) -> bool:
     return isinstance(layer, layers.Dense)
 
 
-def project_to_zero(builder: Builder, like: Any, name: str, x: Tensor) -> Tensor:
-    """A layer of the family of another one that makes as many units, all zero at first."""
-    units = x.shape[bn_axis(like)]
-    if units is None or not x.dtype.startswith(("float", "bfloat")):
-        raise NotIdentityError(
-            f"Nothing can start as the identity behind {builder.made[-1].insertion.path!r}",
-            f"its branch makes {x}, which no projection can make zero",
-            "Name another part",
-            received=f"a part with the layer {builder.made[-1].insertion.path!r}",
-        )
-    policy = x.dtype if like is None else like.dtype_policy
-    config: dict[str, Any] = {"name": name, "dtype": policy}
-    if isinstance(like, CONVOLUTIONS):
-        cls = type(like)
-        for base in CONVOLUTIONS:
-            cls = base if isinstance(like, base) else cls
-        config |= {"filters": units, "kernel_size": 1, "data_format": like.data_format}
-        shape: tuple[int, ...] = (*(1 for _ in like.kernel_size), units, units)
-    else:
-        cls = layers.Dense
-        config |= {"units": units}
-        shape = (units, units)
-    weights = [InitialWeight("kernel", shape), InitialWeight("bias", (units,))]
-    layer = builder.fresh(cls, cls(**config).get_config(), weights, x.shape)
-    return builder.call(layer, (x,), {}, [x]).outputs[0]
+def values_of(state: Inferred, graph: Graph, tensor: Tensor) -> Activation | None:
+    """What is known of the values of a tensor: those of the activation that makes it."""
+    call = graph.maker(tensor)
+    if call is None:
+        return None
+    treatment = state.treated_by(call).treatment
+    if treatment.is_unchanged and call.inputs:
+        known = values_of(state, graph, call.inputs[0])
+        bounded = known is not None and max(map(abs, known.values)) < math.inf
+        return None if treatment.spreads or (bounded and treatment.drops) else known
+    activation = activation_of(call.operation)
+    if activation is None and (treatment.makes or treatment.weighs):
+        activation = getattr(call.operation, "activation", None)
+    return None if activation is None else describe(activation)

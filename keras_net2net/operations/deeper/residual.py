@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import fnmatch
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
 
-from keras_net2net import internals
-from keras_net2net.errors import GrowthError, NotIdentityError, UnknownLayerError
+from keras_net2net.errors import GrowthError, NotIdentityError
 from keras_net2net.graph.structure import Call, Graph, Tensor
-from keras_net2net.internals.activations import activation_of
-from keras_net2net.operations.deeper.blocks import Block, find_block
-from keras_net2net.operations.deeper.building import Builder, Namer, Repeated, base_name
+from keras_net2net.internals.activations import activation_of, is_linear
+from keras_net2net.operations.blocks import Block, find_block
+from keras_net2net.operations.deeper.building import Builder, Namer, new_layer, resized
 from keras_net2net.operations.deeper.identities import (
-    KERNELS,
     activation_layer,
-    bn_axis,
-    is_linear,
+    fresh_normalization,
     kernel_config,
-    normalization_like,
 )
-from keras_net2net.operations.deeper.places import Place, find_place, not_rewired
 from keras_net2net.operations.deeper.repeat import Part, part_between, repeat, same_shape
 from keras_net2net.operations.deeper.silence import Silencer
 from keras_net2net.operations.deeper.sums import (
@@ -35,43 +29,36 @@ from keras_net2net.operations.deeper.sums import (
     sum_behind,
     sums_of,
 )
+from keras_net2net.operations.families import KERNELS, bn_axis, size_key
+from keras_net2net.operations.select import Output, each_of, find_output, is_pattern, outputs_like
 from keras_net2net.planning.draft import Draft
-from keras_net2net.planning.plan import InitialWeight, Step
+from keras_net2net.planning.making import Inserted
+from keras_net2net.planning.plan import InitialWeight, Insertion
 from keras_net2net.planning.remaps import generator
 from keras_net2net.widths.inferred import Inferred
 
-if TYPE_CHECKING:
-    from keras_net2net.operations.deeper.deeper import Deeper
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the new blocks are like: `None` stands for what the layer or block has.
+
+    Args:
+        count: How many blocks.
+        batch_norm: Whether they are normalized.
+        activation: Their activation.
+        units: The number of their hidden units.
+    """
+
+    count: int = 1
+    batch_norm: bool | None = None
+    activation: Any = None
+    units: int | None = None
 
 
-def draft_residual(operation: Deeper, draft: Draft) -> list[Step]:
-    """Inserts residual blocks behind layers, or repeats the part between two tensors."""
-    received = repr(operation)
-    targets: list[Part | Block]
-    if operation.between is not None:
-        targets = [_between(draft, operation.between, received)]
-    else:
-        found = [
-            target
-            for item in _items(operation.layers, received)
-            for target in _targets(draft, item, received)
-        ]
-        targets = list({_identity_of(target): target for target in found}.values())
-    ends: dict[int, Tensor] = {}
-    return [_insert(operation, draft, target, ends) for target in targets]
-
-
-def _items(wanted: Any, received: str) -> list[Any]:
-    if isinstance(wanted, (list, tuple)):
-        if not wanted:
-            raise UnknownLayerError(
-                "No layer was named",
-                "the list is empty",
-                "Name a layer",
-                received=received,
-            )
-        return list(wanted)
-    return [wanted]
+def blocks_behind(draft: Draft, wanted: Any) -> list[Part | Block]:
+    """What is to be inserted behind the layers that are named."""
+    found = [target for item in each_of(wanted) for target in _targets(draft, item)]
+    return list({_identity_of(target): target for target in found}.values())
 
 
 def _identity_of(target: Part | Block) -> tuple[int, int]:
@@ -79,79 +66,51 @@ def _identity_of(target: Part | Block) -> tuple[int, int]:
     return id(start), id(target.end)
 
 
-def _between(draft: Draft, pair: tuple[Any, Any], received: str) -> Part:
-    start, end = (find_place(draft, item, received) for item in pair)
+def block_between(draft: Draft, pair: tuple[Any, Any]) -> Part:
+    """The part between two tensors that are named, of which a copy is to be inserted."""
+    start, end = (find_output(draft, item) for item in pair)
     if start.graph is not end.graph:
         raise GrowthError(
             f"The part from {start.path!r} to {end.path!r} can't be repeated",
             "the two are in different models",
             "Name two layers of one model, both nested or both not",
-            received=received,
         )
-    part = part_between(draft.inference, start.graph, start, end, received)
+    part = part_between(draft.inference, start, end)
     if not same_shape(start.tensor, end.tensor):
-        raise _other_shape(draft, part, received)
+        raise _other_shape(draft.inference, part)
     return part
 
 
 # -- blocks ----------------------------------------------------------------------------
 
 
-def _targets(draft: Draft, item: Any, received: str) -> list[Part | Block]:
+def _targets(draft: Draft, item: Any) -> list[Part | Block]:
     """What is to be inserted behind the layers that an item names."""
-    if isinstance(item, str) and any(character in item for character in "*?["):
-        return _of_pattern(draft, item, received)
-    place = find_place(draft, item, received)
-    if place.call is None:
-        raise _no_block(draft, place, received)
-    found = _block_part(draft, place, received)
-    if found is not None:
-        return [found]
-    return [_plain(draft, place, received)]
-
-
-def _of_pattern(draft: Draft, pattern: str, received: str) -> list[Part | Block]:
-    places = [
-        Place(graph, call, call.outputs[0])
-        for graph in draft.graph.subgraphs()
-        for call in graph.calls
-        if fnmatch.fnmatchcase(call.path, pattern)
-        or fnmatch.fnmatchcase(call.operation.name, pattern)
-    ]
-    if not places:
-        raise UnknownLayerError(
-            f"The pattern {pattern!r} matches no layer of the model {draft.model.name!r}",
-            "none of its layers is called like that",
-            "Use a name from `[layer.name for layer in model.layers]`",
-            received=received,
-        )
-    rewired = [place for place in places if not place.graph.opened]
-    if not rewired:
-        raise not_rewired(places[0].graph, received)
-    found: list[Part | Block] = []
-    for place in rewired:
-        part = _block_part(draft, place, received, only_ends=True)
-        if part is not None:
-            found.append(part)
+    state = draft.inference
+    if not is_pattern(item):
+        output = find_output(draft, item)
+        return [_block_part(state, output) or _plain(state, output)]
+    outputs = outputs_like(draft, item)
+    parts = [_block_part(state, output, only_ends=True) for output in outputs]
+    found: list[Part | Block] = [part for part in parts if part is not None]
     if not found:
-        family = [p for p in rewired if p.call and isinstance(p.call.operation, KERNELS)]
-        found = [_plain(draft, place, received) for place in family]
+        found = [_plain(state, one) for one in outputs if isinstance(one.operation, KERNELS)]
     if not found:
-        raise _no_block(draft, rewired[0], received)
+        raise _no_block(state, outputs[0])
     return found
 
 
-def _block_part(draft: Draft, place: Place, received: str, only_ends: bool = False) -> Part | None:
+def _block_part(state: Inferred, output: Output, only_ends: bool = False) -> Part | None:
     """The block that a layer ends, if there is one."""
-    graph, call, state = place.graph, place.call, draft.inference
+    graph, call = output.graph, output.call
     if call is None:
         return None
     if call.inner is not None:
-        part = _composite(state, place, received)
+        part = _composite(state, output)
         if part is not None:
             return part
     sums = {id(one.call): one for one in sums_of(state, graph)}
-    tensor = place.tensor
+    tensor = output.tensor
     end = sum_at(state, graph, tensor, sums)
     if end is None:
         end = None if only_ends else sum_behind(state, graph, call, sums)
@@ -167,152 +126,94 @@ def _block_part(draft: Draft, place: Place, received: str, only_ends: bool = Fal
     run = run_of(state, graph, end, sums)
     at = run.index(end)
     start = run[at - period_of(state, graph, run, at) + 1].start
-    part = part_between(
-        state, graph, Place(graph, graph.maker(start), start), _place(graph, tensor), received
-    )
+    part = part_between(state, Output.of(graph, start), Output.of(graph, tensor))
     if not same_shape(start, tensor):
-        raise _other_shape(draft, part, received, sums)
+        raise _other_shape(state, part, sums)
     return part
 
 
-def _place(graph: Graph, tensor: Tensor) -> Place:
-    return Place(graph, graph.maker(tensor), tensor)
-
-
-def _composite(state: Inferred, place: Place, received: str) -> Part | None:
+def _composite(state: Inferred, output: Output) -> Part | None:
     """A layer or nested model that holds a whole block."""
-    call = place.call
+    call = output.call
     if call is None or call.inner is None or not call.inputs:
         return None
     start = call.inputs[0]
-    if not same_shape(start, place.tensor) or len(call.outputs) != 1:
+    if not same_shape(start, output.tensor) or len(call.outputs) != 1:
         return None
-    solution = Silencer(state, [call], start, None).identity(place.tensor)
+    solution = Silencer(state, [call], start, None).identity(output.tensor)
     sums = any(adds_or_subtracts(state, one) for one in call.inner.calls)
     if solution is None and not sums and not isinstance(call.operation, keras.Model):
         return None  # such as LayerScale: a part of a block
-    return part_between(state, place.graph, _place(place.graph, start), place, received)
+    return part_between(state, Output.of(output.graph, start), output)
 
 
 # -- a block made for a plain layer -----------------------------------------------------
 
 
-def _plain(draft: Draft, place: Place, received: str) -> Block:
-    call = place.call
-    if place.graph.opened:
-        raise not_rewired(place.graph, received)
+def _plain(state: Inferred, output: Output) -> Block:
+    call = output.call
     if call is None or not isinstance(call.operation, KERNELS):
-        raise _no_block(draft, place, received)
-    return find_block(place.graph, call)
+        raise _no_block(state, output)
+    return find_block(output.graph, call)
 
 
-def _fresh(operation: Deeper, draft: Draft, block: Block, after: Tensor, name: str) -> Repeated:
+def _fresh(
+    draft: Draft, block: Block, options: Options, after: Tensor
+) -> tuple[Tensor, list[Insertion]]:
     """Inserts `x + V f(W x)`, with V = 0."""
     layer = block.call.operation
+    _check_end(block)
+    namer = Namer(draft)
+    name = namer.take(namer.base(layer.name))
+    builder = Builder(draft, block.graph)
+    builder.branch(namer.reserve(f"{name}_block"))
     axis = bn_axis(layer)
     units = int(after.shape[axis] or 0)  # its kernel says how many
-    hidden = operation.units or units
-    function = block.function if operation.activation is None else operation.activation
+    hidden = options.units or units
+    inner = _kernel(layer, builder.path(name), units, hidden, draft.seed)
+    x = builder.put(inner, after, resized(after, axis, hidden))
+    if block.normalization is not None if options.batch_norm is None else options.batch_norm:
+        path = builder.path(namer.reserve(f"{name}_bn"))
+        x = builder.put(fresh_normalization(layer, block, path, x), x)
+    function = block.function if options.activation is None else options.activation
     if isinstance(function, str):
         function = keras.activations.get(function)
-    if any(block.end is x for x in block.graph.flat_outputs) and not (
-        block.activation is None or is_linear(block.activation)
-    ):
-        raise NotIdentityError(
-            (
-                f"No residual block can be inserted after {block.call.path!r} "
-                f"({type(layer).__name__})"
-            ),
-            (
-                f"it is an output of the model, and the sum would no longer be what its "
-                f"activation {block.activation_label!r} makes"
-            ),
-            "Name a layer in front of it",
-            received=repr(operation),
-        )
-    namer = Namer(draft)
-    name = namer.take(name, namer.number([name]))
-    builder = Builder(draft, block.graph)
-    if internals.function_of(block.graph.model) is not block.graph.model:
-        builder.inside = namer.reserve(f"{name}_block")
-    inner = _kernel(builder, layer, name, units, hidden, after.shape, draft.seed)
-    shape = list(after.shape)
-    shape[axis] = hidden
-    like = Tensor(tuple(shape), after.dtype)
-    x = builder.call(inner, (after,), {}, [like]).outputs[0]
-    normalized = block.normalization is not None
-    if operation.batch_norm is not None:
-        normalized = operation.batch_norm
-    if normalized:
-        x = _normalize(builder, block, namer.reserve(f"{name}_bn"), x, hidden)
     if function is not None and not is_linear(function):
-        made = activation_layer(function, namer.reserve(f"{name}_activation"))
-        config = dict(made.insertion.config)
-        config.pop("trainable", None)
-        weights = _activation_weights(made.insertion.layer_class, config, like)
-        x = builder.call(
-            builder.fresh(made.insertion.layer_class, config, weights, x.shape), (x,), {}, [x]
-        ).outputs[0]
-    outer = _kernel(
-        builder, layer, namer.reserve(f"{name}_projection"), hidden, units, x.shape, None
-    )
-    y = builder.call(outer, (x,), {}, [after]).outputs[0]
+        path = builder.path(namer.reserve(f"{name}_activation"))
+        x = builder.put(activation_layer(function, path, x), x)
+    path = builder.path(namer.reserve(f"{name}_projection"))
+    y = builder.put(_kernel(layer, path, hidden, units, None), x, after)
     return builder.finish(after, builder.add(namer.reserve(f"{name}_add"), after, y))
 
 
-def _activation_weights(
-    layer_class: Any, config: dict[str, Any], like: Tensor
-) -> list[InitialWeight]:
-    """A PReLU has weights: as many slopes as units, a quarter each at first."""
-    if not issubclass(layer_class, layers.PReLU):
-        return []
-    shared = config.get("shared_axes") or ()
-    shape = tuple(1 if i in shared else int(n or 1) for i, n in enumerate(like.shape) if i > 0)
-    return [InitialWeight("alpha", shape, 0.25)]
+def _check_end(block: Block) -> None:
+    """Checks that no activation of an output of the model would stand before a sum."""
+    if block.activation is None or is_linear(block.activation):
+        return
+    if any(block.end is x for x in block.graph.flat_outputs):
+        raise NotIdentityError(
+            f"No residual block can be inserted after {block.call.path!r} "
+            f"({type(block.call.operation).__name__})",
+            f"it is an output of the model, and the sum would no longer be what its activation "
+            f"{block.activation_label!r} makes",
+            "Name a layer in front of it",
+        )
 
 
-def _kernel(
-    builder: Builder,
-    layer: Any,
-    name: str,
-    given: int,
-    units: int,
-    shape: Any,
-    seed: int | None,
-) -> Any:
+def _kernel(layer: Any, path: str, given: int, units: int, seed: int | None) -> Inserted:
     """A layer of the family, random (He et al. 2015) with a seed, zero without one."""
-    config = {**kernel_config(layer), "name": name}
-    kernel: tuple[int, ...] = (given, units)
-    if isinstance(layer, layers.Dense):
-        config["units"] = units
-    else:
-        config["filters"] = units
-        kernel = (*layer.kernel_size, given, units)
+    config = {**kernel_config(layer), size_key(layer): units}
+    kernel = (*getattr(layer, "kernel_size", ()), given, units)
     value: float | np.ndarray = 0.0
     if seed is not None:
-        normal = generator(seed, builder.path(name), "kernel").standard_normal(kernel)
+        normal = generator(seed, path, "kernel").standard_normal(kernel)
         value = normal * np.sqrt(2.0 / np.prod(kernel[:-1]))
     weights = [InitialWeight("kernel", kernel, value)]
     if config.get("use_bias", True):
         weights.append(InitialWeight("bias", (units,)))
     cls = next(base for base in KERNELS if isinstance(layer, base))
     cls = type(layer) if type(layer).__init__ is cls.__init__ else cls
-    return builder.fresh(cls, config, weights, shape)
-
-
-def _normalize(builder: Builder, block: Block, name: str, x: Tensor, units: int) -> Tensor:
-    cls, config = normalization_like(block.call.operation, block)
-    config["name"] = name
-    weights = [
-        InitialWeight("moving_mean", (units,)),
-        InitialWeight("moving_variance", (units,), 1.0),
-    ]
-    if config["scale"]:
-        weights.append(InitialWeight("gamma", (units,), 1.0))
-    if config["center"]:
-        weights.append(InitialWeight("beta", (units,)))
-    layer = builder.fresh(cls, config, weights, x.shape)
-    return builder.call(layer, (x,), {}, [x]).outputs[0]
+    return new_layer(path, cls, config, weights)
 
 
 def can_branch(blocks: list[Block]) -> bool:
@@ -325,43 +226,45 @@ def can_branch(blocks: list[Block]) -> bool:
     )
 
 
-def insert_block(operation: Deeper, draft: Draft, block: Block) -> Step:
-    """Inserts `x + V f(W x)` behind a layer."""
-    return _insert(operation, draft, block, {})
-
-
 # -- inserting -------------------------------------------------------------------------
 
 
-def _insert(operation: Deeper, draft: Draft, target: Part | Block, ends: dict[int, Tensor]) -> Step:
-    insertions = []
+def insert_blocks(
+    draft: Draft, target: Part | Block, options: Options, ends: dict[int, Tensor]
+) -> tuple[list[Insertion], tuple[str, ...]]:
+    """Inserts residual blocks behind a part or a layer.
+
+    Args:
+        draft: The draft.
+        target: The part that is copied, or the layer's block.
+        options: What the new blocks are like.
+        ends: For tensors behind which something was inserted, by `id`, what it makes.
+
+    Returns:
+        What was inserted, and what a user should know of it.
+    """
+    insertions: list[Insertion] = []
     end = target.end
     if isinstance(target, Part):
-        _check_options(operation, target)
-    for _ in range(operation.count):
+        _check_options(options, target)
+    for _ in range(options.count):
         after = ends.get(id(end), end)
         if isinstance(target, Part):
-            repeated = repeat(draft, target, after, ends)
+            ends[id(end)], made = repeat(draft, target, after, ends)
         else:
-            name = base_name(target.call.operation.name)
-            repeated = _fresh(operation, draft, target, after, name)
-        insertions += repeated.insertions
-        ends[id(end)] = repeated.end
-    return Step(operation, insertions=tuple(insertions), notes=_notes(target, draft, insertions))
+            ends[id(end)], made = _fresh(draft, target, options, after)
+        insertions += made
+    return insertions, _notes(target, draft, insertions)
 
 
-def _check_options(operation: Deeper, part: Part) -> None:
-    given = [
-        f"`{key}`"
-        for key in ("batch_norm", "activation", "units")
-        if getattr(operation, key) is not None
-    ]
+def _check_options(options: Options, part: Part) -> None:
+    wanted = ("batch_norm", "activation", "units")
+    given = [f"`{key}`" for key in wanted if getattr(options, key) is not None]
     if given:
         raise GrowthError(
             f"{' and '.join(given)} can't be chosen for the block that ends with {part.last!r}",
             "the new block is a copy of that one",
             "Leave it out; widen the copy with `Wider` afterwards",
-            received=repr(operation),
         )
 
 
@@ -398,10 +301,9 @@ def _notes(target: Part | Block, draft: Draft, insertions: list[Any]) -> tuple[s
     calls = [call.operation for call in target.calls]
     elsewhere = [
         call.path
-        for graph in draft.graph.subgraphs()
-        for call in graph.calls
-        if call.inner is None or not call.inner.opened
-        if isinstance(call.operation, keras.Layer)
+        for _, call in draft.graph.all_calls()
+        if (call.inner is None or not call.inner.opened)
+        and isinstance(call.operation, keras.Layer)
         and any(call.operation is one for one in calls)
         and all(call.outputs[0] is not one.outputs[0] for one in target.calls)
     ]
@@ -414,10 +316,8 @@ def _notes(target: Part | Block, draft: Draft, insertions: list[Any]) -> tuple[s
 # -- errors ----------------------------------------------------------------------------
 
 
-def _other_shape(
-    draft: Draft, part: Part, received: str, sums: dict[int, Sum] | None = None
-) -> GrowthError:
-    known = list((sums or {id(s.call): s for s in sums_of(draft.inference, part.graph)}).values())
+def _other_shape(state: Inferred, part: Part, sums: dict[int, Sum] | None = None) -> GrowthError:
+    known = list((sums or {id(s.call): s for s in sums_of(state, part.graph)}).values())
     return NotIdentityError(
         f"The part from {part.first!r} to {part.last!r} can't be repeated",
         (
@@ -425,7 +325,6 @@ def _other_shape(
             "strides or with a projection for its shortcut does, so that it can't be the identity"
         ),
         _nearest(part.graph, known, part.calls[-1]),
-        received=received,
     )
 
 
@@ -440,8 +339,8 @@ def _nearest(graph: Graph, sums: list[Sum], call: Call | None) -> str:
     return f"Name the nearest block that hands its input on, which ends with {nearest.call.path!r}"
 
 
-def _no_block(draft: Draft, place: Place, received: str) -> GrowthError:
-    call = place.call
+def _no_block(state: Inferred, output: Output) -> GrowthError:
+    call = output.call
     kind = type(call.operation).__name__ if call is not None else "InputLayer"
     if call is not None and call.inner is not None and not call.inner.opened:
         inside = call.inner.calls[-1].path if call.inner.calls else call.path
@@ -449,10 +348,9 @@ def _no_block(draft: Draft, place: Place, received: str) -> GrowthError:
         more = f"Name a layer inside it, such as {inside!r}"
     else:
         why = "it isn't the end of a residual block, and no Dense or convolution layer either"
-        more = _nearest(place.graph, sums_of(draft.inference, place.graph), call)
+        more = _nearest(output.graph, sums_of(state, output.graph), call)
     return GrowthError(
-        f"No residual block can be inserted after {place.path!r} ({kind})",
+        f"No residual block can be inserted after {output.path!r} ({kind})",
         why,
         more,
-        received=received,
     )

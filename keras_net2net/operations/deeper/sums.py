@@ -14,9 +14,9 @@ import keras
 
 from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.internals.activations import activation_of
-from keras_net2net.operations.deeper.identities import KERNELS
-from keras_net2net.operations.deeper.places import between
+from keras_net2net.operations.blocks import between
 from keras_net2net.operations.deeper.silence import Silencer
+from keras_net2net.operations.families import KERNELS
 from keras_net2net.widths.inferred import Inferred
 from keras_net2net.widths.treatments import Joins
 

@@ -11,11 +11,12 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 
 from keras_net2net.errors import LogError
+from keras_net2net.internals.version import __version__
 from keras_net2net.operations.base import Operation
 from keras_net2net.training.resume.architecture import Architecture, architecture
 from keras_net2net.training.resume.files import replacing
@@ -68,29 +69,29 @@ class LoggedUndoing:
     by: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Watch:
     """What a `GrowOnPlateau` decides by.
 
     Args:
-        best: The best value so far; `None` if there is none.
-        wait: Epochs without improvement.
-        cooldown_left: Epochs that don't count.
-        position: The place in the list of growths.
-        growths: How many growths it has done, those that were undone included.
-        due: Whether the next epoch begins with a growth.
-        finished: Whether there will be no more.
+        best: The best value so far. Defaults to `None`: there is none.
+        wait: Epochs without improvement. Defaults to `0`.
+        cooldown_left: Epochs that don't count. Defaults to `0`.
+        position: The place in the list of growths. Defaults to `0`.
+        growths: How many growths it has done, those that were undone included. Defaults to `0`.
+        due: Whether the next epoch begins with a growth. Defaults to `False`.
+        finished: Whether there will be no more. Defaults to `False`.
         trial: The growth that may yet be undone, as a number of the log, counted from
             1. Defaults to `None`: there is none.
     """
 
-    best: float | None
-    wait: int
-    cooldown_left: int
-    position: int
-    growths: int
-    due: bool
-    finished: bool
+    best: float | None = None
+    wait: int = 0
+    cooldown_left: int = 0
+    position: int = 0
+    growths: int = 0
+    due: bool = False
+    finished: bool = False
     trial: int | None = None
 
 
@@ -109,6 +110,11 @@ class Moment:
     stage: int
     watches: Mapping[str, Watch]
     begun: bool = False
+
+    def without_trials(self) -> Moment:
+        """The same, with no growth that may yet be undone."""
+        watches = {name: dataclasses.replace(one, trial=None) for name, one in self.watches.items()}
+        return dataclasses.replace(self, watches=watches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,14 +173,10 @@ class GrowthLog:
             known = ", ".join(f"{one.parameters:,}" for one in dict.fromkeys(self.stages))
             raise LogError(
                 f"The growth log isn't of the model {model.name!r}",
-                (
-                    f"it knows {len(set(self.stages))} architectures, of {known} parameters, and "
-                    "none is that of this model"
-                ),
-                (
-                    "Pass the model that the log was begun with, or another path for the log of "
-                    "this one"
-                ),
+                f"it knows {len(set(self.stages))} architectures, of {known} parameters, and "
+                "none is that of this model",
+                "Pass the model that the log was begun with, or another path for the log of "
+                "this one",
                 received=f"a model with {now.parameters:,} parameters",
             )
         last = tuple(self.behind())
@@ -202,36 +204,23 @@ class GrowthLog:
         """
         path = pathlib.Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise _unreadable(path, str(error)) from error
-        try:
-            return _from_json(json.loads(text))
-        except RecursionError as error:
-            raise _unreadable(path, "it is nested too deeply") from error
-        except (ValueError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
-            raise _unreadable(path, str(reason)) from error
-
-
-def _unreadable(path: pathlib.Path, reason: str) -> LogError:
-    return LogError(
-        f"The growth log {str(path)!r} can't be read",
-        reason,
-        (
-            "Pass the path of a log that `GrowthScheduler(..., log=path)` or `GrowOnPlateau(..., "
-            "log=path)` wrote; to begin a new one, delete or rename the file"
-        ),
-        received=f"log={str(path)!r}",
-    )
+            return _from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            plain = isinstance(error, (OSError, ValueError, TypeError))
+            raise LogError(
+                f"The growth log {str(path)!r} can't be read",
+                str(error) if plain else f"{type(error).__name__}: {error}",
+                "Pass the path of a log that `GrowthScheduler(..., log=path)` or "
+                "`GrowOnPlateau(..., log=path)` wrote; to begin a new one, delete or rename the "
+                "file",
+                received=f"log={str(path)!r}",
+            ) from error
 
 
 # -- the file ------------------------------------------------------------------
 
 
 def _as_json(log: GrowthLog) -> dict[str, Any]:
-    from keras_net2net import __version__
-
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -239,33 +228,21 @@ def _as_json(log: GrowthLog) -> dict[str, Any]:
         "keras_net2net": __version__,
         "start": dataclasses.asdict(log.start),
         "growths": [_entry_as_json(entry) for entry in log.growths],
-        "moments": [
-            {
-                "epoch": moment.epoch,
-                "begun": moment.begun,
-                "growths": moment.stage,
-                "callbacks": {
-                    name: dataclasses.asdict(watch) for name, watch in moment.watches.items()
-                },
-            }
-            for moment in log.moments
-        ],
+        "moments": [_moment_as_json(moment) for moment in log.moments],
     }
+
+
+def _moment_as_json(moment: Moment) -> dict[str, Any]:
+    watches = {name: dataclasses.asdict(watch) for name, watch in moment.watches.items()}
+    begun = moment.begun
+    return {"epoch": moment.epoch, "begun": begun, "growths": moment.stage, "callbacks": watches}
 
 
 def _entry_as_json(entry: LoggedGrowth | LoggedUndoing) -> dict[str, Any]:
-    common = {"by": entry.by, "after": dataclasses.asdict(entry.after)}
+    content = {**vars(entry), "after": dataclasses.asdict(entry.after)}
     if isinstance(entry, LoggedUndoing):
-        return {"epoch": entry.epoch, "undone": True, **common}
-    return {
-        "epoch": entry.epoch,
-        "step": entry.step,
-        "seed": entry.seed,
-        "operations": [as_config(operation) for operation in entry.operations],
-        "optimizer_state": entry.optimizer_state,
-        "learning_rate": entry.learning_rate,
-        **common,
-    }
+        return {**content, "undone": True}
+    return {**content, "operations": [as_config(operation) for operation in entry.operations]}
 
 
 def _from_json(content: Any) -> GrowthLog:
@@ -277,7 +254,7 @@ def _from_json(content: Any) -> GrowthLog:
             f"it has version {version!r} of the format, and this release of keras_net2net reads "
             f"versions {' and '.join(map(str, READABLE))}"
         )
-    start = _architecture_from(content["start"])
+    start = _read(Architecture, content["start"])
     entries: list[LoggedGrowth | LoggedUndoing] = []
     behind = [start]
     for one in _checked(content, "growths", list):
@@ -295,73 +272,50 @@ def _from_json(content: Any) -> GrowthLog:
 
 
 def _entry_from(content: Any) -> LoggedGrowth | LoggedUndoing:
-    by = _checked(content, "by", str, optional=True) if "by" in content else None
-    if "undone" not in content:
-        return dataclasses.replace(_growth_from(content), by=by)
-    if not _checked(content, "undone", bool):
-        raise ValueError("an entry is neither a growth nor the undoing of one")
-    epoch = _checked(content, "epoch", int, optional=True)
-    return LoggedUndoing(_architecture_from(content["after"]), epoch, by)
+    given = {
+        "after": _read(Architecture, content["after"]),
+        "by": _checked(content, "by", str, optional=True) if "by" in content else None,
+    }
+    if "undone" in content:
+        if not _checked(content, "undone", bool):
+            raise ValueError("an entry is neither a growth nor the undoing of one")
+        return _read(LoggedUndoing, content, **given)
+    operations = tuple(map(_operation_from, _checked(content, "operations", list)))
+    if not operations:
+        raise ValueError("a growth has no operations")
+    seed = _checked(content, "seed", int)  # which may be negative, too
+    return _read(LoggedGrowth, content, operations=operations, seed=seed, **given)
 
 
 def _moment_from(content: Any, log: GrowthLog) -> Moment:
-    stage = _number(content, "growths", len(log.growths))
-    callbacks = _checked(content, "callbacks", dict)
-    behind = log.behind(stage)
-    return Moment(
-        epoch=_number(content, "epoch"),
-        stage=stage,
-        watches={name: _watch_from(one, behind) for name, one in callbacks.items()},
-        begun=_checked(content, "begun", bool),
-    )
+    stage = _checked(content, "growths", int)
+    if not 0 <= stage <= len(log.growths):
+        raise ValueError(f"a moment has {stage} growths behind it, of {len(log.growths)}")
+    watches = {
+        name: _read(Watch, one) for name, one in _checked(content, "callbacks", dict).items()
+    }
+    for watch in watches.values():
+        if watch.trial is not None and watch.trial - 1 not in log.behind(stage):
+            raise ValueError(f"growth {watch.trial} is on trial, which there isn't")
+    return _read(Moment, content, stage=stage, watches=watches)
 
 
-def _watch_from(content: Any, behind: Mapping[int, LoggedGrowth]) -> Watch:
-    trial = _checked(content, "trial", int, optional=True)
-    if trial is not None and trial - 1 not in behind:
-        raise ValueError(f"growth {trial} is on trial, which there isn't")
-    best = _checked(content, "best", float, optional=True)
-    return Watch(
-        best=None if best is None else float(best),
-        wait=_number(content, "wait"),
-        cooldown_left=_number(content, "cooldown_left"),
-        position=_number(content, "position"),
-        growths=_number(content, "growths"),
-        due=_checked(content, "due", bool),
-        finished=_checked(content, "finished", bool),
-        trial=trial,
-    )
+_T = TypeVar("_T")
 
 
-def _number(content: Any, key: str, most: int | None = None) -> int:
-    value = _checked(content, key, int)
-    if value < 0 or (most is not None and value > most):
-        limit = "" if most is None else f", and at most {most}"
-        raise ValueError(f"{key!r} is {value}, and has to be at least 0{limit}")
-    return int(value)
+def _read(cls: type[_T], content: Any, **given: Any) -> _T:
+    """An object from JSON: what isn't given is read by the types of its fields."""
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.name not in given:
+            kind, _, optional = str(field.type).partition(" | ")
+            value = _checked(content, field.name, _KINDS[kind], bool(optional))
+            if kind == "int" and value is not None and value < 0:
+                raise ValueError(f"{field.name!r} is {value}, and has to be at least 0")
+            given[field.name] = float(value) if kind == "float" and value is not None else value
+    return cls(**given)
 
 
-def _growth_from(content: Any) -> LoggedGrowth:
-    operations = [_operation_from(one) for one in _checked(content, "operations", list)]
-    if not operations:
-        raise ValueError("a growth has no operations")
-    return LoggedGrowth(
-        operations=tuple(operations),
-        seed=_checked(content, "seed", int),
-        after=_architecture_from(content["after"]),
-        epoch=_checked(content, "epoch", int, optional=True),
-        step=_checked(content, "step", int, optional=True),
-        optimizer_state=_checked(content, "optimizer_state", str),
-        learning_rate=_checked(content, "learning_rate", float, optional=True),
-    )
-
-
-def _architecture_from(content: Any) -> Architecture:
-    return Architecture(
-        _checked(content, "layers", str),
-        _checked(content, "weights", str),
-        _checked(content, "parameters", int),
-    )
+_KINDS = {kind.__name__: kind for kind in (bool, int, float, str)}
 
 
 def _checked(content: Any, key: str, kind: type, optional: bool = False) -> Any:
@@ -394,10 +348,8 @@ def as_config(operation: Operation) -> dict[str, Any]:
     raise LogError(
         f"The operation {operation!r} can't be written into a growth log",
         problem,
-        (
-            "Register its class with `keras.saving.register_keras_serializable(package=...)`, and "
-            "give it a `get_config` of what JSON can hold"
-        ),
+        "Register its class with `keras.saving.register_keras_serializable(package=...)`, and "
+        "give it a `get_config` of what JSON can hold",
         received=repr(operation),
     )
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import keras
 
-from keras_net2net.errors import GrowthError, LogError, whole_number
+from keras_net2net.errors import GrowthError, LogError, receiving, whole_number
 from keras_net2net.growth.grow import grow
 from keras_net2net.growth.report import GrowthReport
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.operations.base import Operation, as_operations
-from keras_net2net.planning.draft import Draft
+from keras_net2net.operations.drafting import by_path
 from keras_net2net.training.resume.architecture import architecture, digest_of_file
 from keras_net2net.training.resume.log import GrowthLog, LoggedGrowth, as_config
 
@@ -24,8 +24,7 @@ def lasting(model: Any, operations: Any) -> list[Operation]:
     """Operations as a log can hold them: layer objects become the paths of layers."""
     wanted = as_operations(operations)
     if any(_holds_layers(vars(one)) for one in wanted):
-        draft = Draft(model, 0)
-        wanted = [one.by_path(draft) for one in wanted]
+        wanted = by_path(model, wanted)
     for one in wanted:
         as_config(one)
     return wanted
@@ -113,7 +112,8 @@ def replay(
 
     stage = len(read.growths)
     if epoch is not None:
-        last = whole_number(epoch, "The epoch", f"epoch={epoch!r}", least=0, kind="counted from 0")
+        with receiving(f"epoch={epoch!r}"):
+            last = whole_number(epoch, "The epoch", least=0, kind="counted from 0")
         stage = next((i for i, one in enumerate(read.growths) if (one.epoch or 0) > last), stage)
     return [*bring(model, read, stage, redo).values()]
 
@@ -142,41 +142,36 @@ def bring(
     if undone:
         raise LogError(
             f"The model {model.name!r} can't be brought to that place of the log",
-            (
-                f"it has growth {undone[0] + 1} of the log behind it, which was undone later, and "
-                "only the run itself could do that"
-            ),
-            (
-                "Build the model as it was before the first growth, or take weights from before "
-                "that growth or after its undoing"
-            ),
+            f"it has growth {undone[0] + 1} of the log behind it, which was undone later, and "
+            "only the run itself could do that",
+            "Build the model as it was before the first growth, or take weights from before "
+            "that growth or after its undoing",
             received=f"a model with {model.count_params():,} parameters",
         )
     reports = {}
+    left = {place: growth for place, growth in wanted.items() if place not in begun}
     with Transaction.around() as whole:
-        for place, growth in wanted.items():
-            if place in begun:
-                continue
+        for place, growth in left.items():
             with Transaction.around() as one:
                 report = redo(place, growth, one)
                 reports[place] = dataclasses.replace(report, epoch=growth.epoch)
-                now = architecture(model)
-                if now.layers != growth.after.layers:
-                    raise LogError(
-                        f"Growth {place + 1} of the log can't be done again to {model.name!r}",
-                        (
-                            f"it led to {growth.after.parameters:,} parameters then, and leads to "
-                            f"{now.parameters:,} and other layers now: it depends on the weights, "
-                            "or on code that has changed"
-                        ),
-                        (
-                            "Load the weights from before the growth first, or build the model as "
-                            "it was then"
-                        ),
-                        received=f"{list(growth.operations)!r}",
-                    )
+                _check_architecture(model, place, growth)
             whole.on_roll_back(one.roll_back)
     return reports
+
+
+def _check_architecture(model: Any, place: int, growth: LoggedGrowth) -> None:
+    """Checks that a growth that was done again has led to where it led then."""
+    now = architecture(model)
+    if now.layers != growth.after.layers:
+        raise LogError(
+            f"Growth {place + 1} of the log can't be done again to {model.name!r}",
+            f"it led to {growth.after.parameters:,} parameters then, and leads to "
+            f"{now.parameters:,} and other layers now: it depends on the weights, or on code that "
+            "has changed",
+            "Load the weights from before the growth first, or build the model as it was then",
+            received=f"{list(growth.operations)!r}",
+        )
 
 
 def upgrade_weights(
@@ -236,25 +231,8 @@ def upgrade_weights(
         )
     read = GrowthLog.read(log)
     model = build()
-    try:
-        digest = digest_of_file(path)
-    except OSError as error:
-        raise GrowthError(
-            f"The weights {str(path)!r} can't be read",
-            str(error),
-            "Pass a file that `model.save_weights` wrote",
-            received=f"path={str(path)!r}",
-        ) from error
-    begun = read.stage_of(model)
-    stages = [i for i, one in enumerate(read.stages) if one.weights == digest and i >= begun]
-    if not stages:
-        raise LogError(
-            f"The weights {str(path)!r} aren't of a model of the growth log",
-            "no architecture that it knows has weights of these shapes",
-            "Pass weights that were saved in a run with this log",
-            received=f"path={str(path)!r}, log={str(log)!r}",
-        )
-    replay(model, read.until(stages[-1]), verify=False, calibration=calibration)
+    stage = _stage_of_file(path, read, read.stage_of(model), received=f"log={str(log)!r}")
+    replay(model, read.until(stage), verify=False, calibration=calibration)
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None and not optimizer.built:
         optimizer.build(model.trainable_variables)  # or what the file has of it is passed over
@@ -264,3 +242,25 @@ def upgrade_weights(
     model.save_weights(part)
     os.replace(part, output)
     return model
+
+
+def _stage_of_file(path: Any, log: GrowthLog, least: int, received: str) -> int:
+    """The last stage of a log, from one on, whose architecture has weights as in a file."""
+    try:
+        digest = digest_of_file(path)
+    except OSError as error:
+        raise GrowthError(
+            f"The weights {str(path)!r} can't be read",
+            str(error),
+            "Pass a file that `model.save_weights` wrote",
+            received=f"path={str(path)!r}",
+        ) from error
+    stages = [i for i, one in enumerate(log.stages) if one.weights == digest and i >= least]
+    if not stages:
+        raise LogError(
+            f"The weights {str(path)!r} aren't of a model of the growth log",
+            "no architecture that it knows has weights of these shapes",
+            "Pass weights that were saved in a run with this log",
+            received=f"path={str(path)!r}, {received}",
+        )
+    return stages[-1]

@@ -25,12 +25,11 @@ Values = list[tuple[Any, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A growth that may yet be undone.
+    """A growth that may yet be undone: the last that its callback has done.
 
     Args:
         transaction: Undoes what it changed.
         values: The values of all variables at that moment.
-        number: The place of its report in the history.
         signature: What the model was right after it.
         callbacks: The callbacks of the `fit`; `None` if they have yet to begin.
         logged: Its number in the growth log, counted from 1, if its values are in a
@@ -39,7 +38,6 @@ class Trial:
 
     transaction: Transaction
     values: Values
-    number: int
     signature: list[tuple[Any, ...]]
     callbacks: list[Any] | None
     logged: int | None = None

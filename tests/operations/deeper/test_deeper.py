@@ -9,10 +9,9 @@ from keras import layers, ops
 
 import keras_net2net as n2n
 from keras_net2net.errors import FixedWidthError, GrowthError, NotIdentityError, SizeError
-from keras_net2net.growth.grow import draft_growth
+from keras_net2net.operations.drafting import draft_growth
 from keras_net2net.widths.inference import infer
-from tests.operations.test_base import assert_explained, mlp
-from tests.operations.test_wider import refused
+from tests.operations.test_base import mlp
 from tests.support.helpers import (
     BACKEND,
     array,
@@ -24,6 +23,7 @@ from tests.support.helpers import (
     randomize,
     train_a_step,
 )
+from tests.support.messages import assert_explained, refused
 from tests.support.states import assert_state, state
 
 

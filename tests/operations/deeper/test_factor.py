@@ -11,9 +11,9 @@ import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, SizeError
 from keras_net2net.operations.deeper.factor import factors
 from tests.operations.deeper.test_deeper import assert_reloads, conv, model_of, names
-from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_native,
     assert_same,
@@ -24,6 +24,7 @@ from tests.support.helpers import (
     randomize,
     train_a_step,
 )
+from tests.support.messages import refused
 
 
 def factored(model: keras.Model, name: str, rank: int | None = None) -> n2n.GrowthReport:
@@ -186,7 +187,7 @@ def test_a_plan_factors_a_checkpoint_by_its_own_kernel():
 
 def test_a_layer_is_factored_while_fit_runs():
     model = model_of((5,), layers.Dense(4, activation="tanh", name="it"))
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", **EAGERLY)
     growth = n2n.GrowthScheduler({1: n2n.Deeper("it", form="factor")}, seed=0, verbose=0)
     x = data_for(model, batch=8)
     model.fit(x, np.zeros((8, 3)), epochs=2, verbose=0, callbacks=[growth])
@@ -195,7 +196,7 @@ def test_a_layer_is_factored_while_fit_runs():
 
 def test_the_moments_of_a_factored_kernel_start_again():
     model = model_of((5,), layers.Dense(4, activation="tanh", name="it"))
-    model.compile(keras.optimizers.Adam(use_ema=True), "mse")
+    model.compile(keras.optimizers.Adam(use_ema=True), "mse", **EAGERLY)
     x = data_for(model, batch=8)
     model.train_on_batch(x, np.zeros((8, 3)))
     operation = n2n.Deeper("it", form="factor")

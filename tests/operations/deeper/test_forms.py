@@ -11,9 +11,8 @@ import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, NotIdentityError
 from keras_net2net.operations.deeper.deeper import FORMS
 from tests.operations.deeper.test_deeper import assert_reloads, conv, model_of, names
-from tests.operations.test_base import assert_explained
-from tests.operations.test_wider import refused
 from tests.support.helpers import (
+    EAGERLY,
     array,
     assert_native,
     assert_same,
@@ -21,6 +20,7 @@ from tests.support.helpers import (
     data_for,
     train_a_step,
 )
+from tests.support.messages import assert_explained, refused
 
 
 def grown(model: keras.Model, operation, **kwargs) -> n2n.GrowthReport:
@@ -102,7 +102,7 @@ def test_a_shared_layer_with_any_activations_gets_a_prelu():
 
 def test_a_prelu_is_inserted_while_fit_runs():
     model = model_of((5,), layers.Dense(4, activation="tanh", name="it"))
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", **EAGERLY)
     growth = n2n.GrowthScheduler({1: n2n.Deeper("it", form="prelu")}, seed=0, verbose=0)
     x = data_for(model, batch=8)
     model.fit(x, np.zeros((8, 3)), epochs=2, verbose=0, callbacks=[growth])

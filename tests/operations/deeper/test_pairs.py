@@ -10,10 +10,9 @@ from keras import layers
 import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, NotIdentityError
 from tests.operations.deeper.test_deeper import assert_reloads, names
-from tests.operations.test_base import assert_explained
-from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_native,
     assert_same,
@@ -23,6 +22,7 @@ from tests.support.helpers import (
     randomize,
     train_a_step,
 )
+from tests.support.messages import assert_explained, refused
 
 
 def unit(x, filters, size, name, activation="relu", norm=True, **kwargs):
@@ -159,7 +159,7 @@ def test_a_teacher_stays_and_a_running_fit_gives_the_data():
     count = len(teacher.layers)
     student = n2n.clone_and_grow(teacher, n2n.DeeperPairs("b"), seed=0)
     assert len(teacher.layers) == count < len(student.layers)
-    teacher.compile("sgd", "mse")
+    teacher.compile("sgd", "mse", **EAGERLY)
     growth = n2n.GrowthScheduler({0: n2n.DeeperPairs("b")}, seed=0, verbose=0)
     x = data_for(teacher, batch=8)
     teacher.fit(x, np.zeros((8, 3)), verbose=0, callbacks=[growth])
@@ -197,7 +197,8 @@ def test_arguments_are_checked_and_kept():
     assert_explained(caught.value, "`count` can't be 0")
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.skipif(BACKEND != "torch", reason="it is about many layers, and fastest there")
 def test_every_pair_of_inception_v3_is_deepened_by_two_more():
     """The paper's experiment."""
     model = keras.applications.InceptionV3(

@@ -11,10 +11,9 @@ import keras_net2net as n2n
 from keras_net2net.errors import GrowthError, NotIdentityError, UnknownLayerError, VerificationError
 from keras_net2net.operations.deeper import building
 from keras_net2net.widths import registry
-from tests.operations.test_base import assert_explained
-from tests.operations.test_wider import refused
 from tests.support.helpers import (
     BACKEND,
+    EAGERLY,
     array,
     assert_native,
     assert_same,
@@ -28,6 +27,7 @@ from tests.support.helpers import (
     snapshot,
     train_a_step,
 )
+from tests.support.messages import assert_explained, refused
 from tests.support.states import assert_state, state
 
 Deeper = n2n.Deeper
@@ -93,7 +93,7 @@ def assert_learns(model, report, x):
     kernels = list({id(variable): variable for variable in kernels}.values())
     assert kernels
     y = [np.ones_like(out, "float32") for out in outputs(model, x)]
-    model.compile(keras.optimizers.SGD(0.05), loss="mse")
+    model.compile(keras.optimizers.SGD(0.05), loss="mse", **EAGERLY)
     start = [array(variable) for variable in kernels]
     model.train_on_batch(x, y[0])
     moved = [not np.array_equal(array(v), old) for v, old in zip(kernels, start, strict=True)]
@@ -910,7 +910,7 @@ def test_a_student_is_grown_and_the_teacher_left():
 
 def test_blocks_are_inserted_while_the_model_trains():
     model = model_of((3,), dense, dense_block)
-    model.compile(keras.optimizers.Adam(0.01), loss="mse")
+    model.compile(keras.optimizers.Adam(0.01), loss="mse", **EAGERLY)
     x = data_for(model, batch=8)
     y = np.zeros((8, 3), "float32")
     growth = n2n.GrowthScheduler(
@@ -927,7 +927,7 @@ def test_blocks_are_inserted_while_the_model_trains():
 
 def test_a_growth_that_fails_behind_a_block_takes_the_block_back(monkeypatch):
     model = model_of(SEQUENCE, dense, transformer)
-    model.compile("adam", loss="mse")
+    model.compile("adam", loss="mse", **EAGERLY)
     before = state(model)
     with pytest.raises(UnknownLayerError):
         n2n.grow(model, [Deeper("b1_out", form="residual"), n2n.Wider("nothing", 9)], seed=0)
@@ -1129,8 +1129,10 @@ NETWORKS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name", NETWORKS if BACKEND == "torch" else ["MobileNetV2", "ConvNeXtTiny"]
+)
 def test_a_block_of_a_network_is_repeated_as_the_identity(name):
     layer, count, first = NETWORKS[name]
     size = 75 if name.startswith("Inception") else 64

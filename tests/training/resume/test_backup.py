@@ -15,9 +15,9 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.training.resume import backup as resume
-from tests.operations.test_base import assert_explained
-from tests.support.helpers import BACKEND, array, cases
-from tests.training.test_callbacks import data
+from tests.support.helpers import EAGERLY, array, cases, few
+from tests.support.messages import assert_explained
+from tests.training.test_scheduler import data
 
 SCHEDULE = {
     1: n2n.Wider("fc", 9),
@@ -27,7 +27,6 @@ SCHEDULE = {
 
 
 # Each growth is traced anew on TensorFlow, for longer than all the epochs take.
-EAGER = BACKEND == "tensorflow"
 
 
 class Stop(Exception):
@@ -65,9 +64,7 @@ def build(optimizer=None) -> keras.Model:
     x = layers.Dense(6, activation="relu", name="fc")(x)
     x = layers.BatchNormalization(name="bn")(x)
     model = keras.Model(inputs, layers.Dense(2, name="out")(x), name="mlp")
-    model.compile(
-        optimizer or keras.optimizers.Adam(0.05), "mse", jit_compile=False, run_eagerly=EAGER
-    )
+    model.compile(optimizer or keras.optimizers.Adam(0.05), "mse", **EAGERLY)
     return model
 
 
@@ -114,7 +111,7 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["growth first", "backup first"])
-@pytest.mark.parametrize("moments", cases(MOMENTS).values(), ids=cases(MOMENTS))
+@pytest.mark.parametrize("moments", few(cases(MOMENTS), 1))
 def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, moments, order, whole):
     losses = {}
     for moment in [*moments, None]:
@@ -138,7 +135,7 @@ def test_a_growth_without_a_seed_happens_again_with_the_seed_of_the_first_time(t
 WITHIN = {str(moment): moment for moment in [("batch", 2), ("epoch", 3), ("batch", 5)]}
 
 
-@pytest.mark.parametrize("moment", cases(WITHIN).values(), ids=cases(WITHIN))
+@pytest.mark.parametrize("moment", few({name: (at,) for name, at in cases(WITHIN).items()}, 1))
 def test_backups_within_an_epoch_have_its_growth_behind_them(tmp_path, moment, whole):
     run(tmp_path, moment, save_freq=2)
     # Killed again within the first epoch that it goes on with: Keras would forget the epoch.
@@ -342,7 +339,7 @@ def test_best_weights_of_another_model_are_no_hindrance(tmp_path):
     fit(("batch", 2))
     small = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.BatchNormalization()])
     small.add(layers.Dense(2))
-    small.compile("sgd", "mse", run_eagerly=EAGER)
+    small.compile("sgd", "mse", **EAGERLY)
     small.fit(*data(), verbose=0, callbacks=[stopping])
     assert stopping.best_weights[0].shape == (4, 3)
     model = fit()

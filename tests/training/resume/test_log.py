@@ -14,10 +14,10 @@ from keras_net2net.training.resume import architecture as architectures
 from keras_net2net.training.resume import log as growth_log
 from keras_net2net.training.resume.architecture import architecture
 from keras_net2net.training.resume.log import GrowthLog
-from tests.operations.test_base import assert_explained
-from tests.support.helpers import array, assert_same, both_modes, data_for, randomize
+from tests.support.helpers import EAGERLY, array, assert_same, both_modes, data_for, randomize
+from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
-from tests.training.test_callbacks import data
+from tests.training.test_scheduler import data
 
 GROWTHS = [
     n2n.Wider("fc", 9),
@@ -34,7 +34,7 @@ def build(names: bool = True, compiled: bool = False) -> keras.Model:
     x = keras.Sequential([layers.Dense(5, name=name("first")), layers.ReLU()], name="inner")(x)
     model = randomize(keras.Model(inputs, layers.Dense(2, name=name("out"))(x)))
     if compiled:
-        model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", jit_compile=False)
+        model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", **EAGERLY)
     return model
 
 

@@ -12,15 +12,15 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.errors import LogError
-from keras_net2net.training.resume import backup as resume
 from keras_net2net.training.resume import log as growth_log
+from keras_net2net.training.resume import recorder as resume
 from keras_net2net.training.resume.architecture import architecture
 from keras_net2net.training.resume.log import GrowthLog, LoggedUndoing, Watch
-from tests.operations.test_base import assert_explained
 from tests.scenarios.test_callbacks_of_keras import Metric, stopping
-from tests.support.helpers import BACKEND, array, cases, max_difference, outputs
+from tests.support.helpers import BACKEND, array, cases, few, max_difference, outputs
+from tests.support.messages import assert_explained
 from tests.training.resume.test_backup import At, Stop, build, state
-from tests.training.test_callbacks import data
+from tests.training.test_scheduler import data
 
 # With `revert` and a patience of one epoch: grown before epoch 2, undone and grown before
 # epoch 3, which pays; grown before epoch 5; undone and grown before epochs 6 and 7.
@@ -128,8 +128,8 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize(("place", "moments"), cases(MOMENTS).values(), ids=cases(MOMENTS))
-@pytest.mark.parametrize("kind", cases(KINDS))
+@pytest.mark.parametrize(("place", "moments"), few(cases(MOMENTS), 1))
+@pytest.mark.parametrize("kind", few(list(cases(KINDS)), 1))
 def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, kind, moments, place, whole):
     losses = {}
     for moment in [*moments, None]:
@@ -181,7 +181,7 @@ STEPS = {f"kind {kind}, backup at {place}": (kind, place) for kind, place in (
 )}  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "place"), cases(STEPS).values(), ids=cases(STEPS))
+@pytest.mark.parametrize(("kind", "place"), few(cases(STEPS), 1))
 def test_a_run_that_is_stopped_at_any_of_its_writes_ends_alike(
     tmp_path, monkeypatch, kind, place, whole
 ):
@@ -225,7 +225,7 @@ def test_a_run_that_has_ended_starts_again_from_scratch(tmp_path, whole):
 WITHIN = {str(moment): moment for moment in [("batch", 3), ("batch", 7), ("epoch", 6)]}
 
 
-@pytest.mark.parametrize("moment", cases(WITHIN).values(), ids=cases(WITHIN))
+@pytest.mark.parametrize("moment", few({name: (at,) for name, at in cases(WITHIN).items()}, 1))
 def test_backups_within_an_epoch_have_its_growths_behind_them(tmp_path, moment):
     run(tmp_path, moment=moment, save_freq=1)
     before = events(tmp_path)
@@ -236,7 +236,7 @@ def test_backups_within_an_epoch_have_its_growths_behind_them(tmp_path, moment):
     assert events(tmp_path) == REVERTED
     assert min(watch.losses) == moment[1]
     assert max(watch.losses) == 7
-    assert growing[0].wait == 1
+    assert growing[0]._watch().wait == 1
     assert left(tmp_path) == ["growth.json"]
 
 

@@ -1,0 +1,1 @@
+"""Narrower: which units can go, because they are duplicates or matter least."""

@@ -1,0 +1,1 @@
+"""Wider: more units, as copies, fresh ones, or chosen by gradient."""
