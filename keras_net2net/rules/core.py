@@ -8,7 +8,7 @@ from keras import layers
 
 from keras_net2net.rules.activations import activate_made
 from keras_net2net.rules.contractions import parse_einsum
-from keras_net2net.rules.kinds import passes
+from keras_net2net.rules.kinds import named, passes
 from keras_net2net.widths.expressions import Axes, Expression, Fixed
 from keras_net2net.widths.facts import follows, makes, reads
 from keras_net2net.widths.registry import opened, refuse, register_rule
@@ -131,9 +131,5 @@ opened(
 # A user may register a rule for these, so the reason says that there is none.
 refuse(
     "has no rule that says what happens to units: it runs code that isn't Keras's",
-    *(
-        getattr(layers, name)
-        for name in ("FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper")
-        if hasattr(layers, name)
-    ),
+    *named("FlaxLayer JaxLayer TFSMLayer TorchModuleWrapper", layers),
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import layers, ops
 
 from keras_net2net.graph.opening import settings_text
 from keras_net2net.widths.expressions import (
@@ -33,6 +34,24 @@ from keras_net2net.widths.treatments import (
     Joins,
     Treatment,
 )
+
+
+def named(names: str, where: Any = ops) -> list[Any]:
+    """The layers or operations of these names; some are newer than the oldest Keras supported.
+
+    Args:
+        names: The names, with blanks between them.
+        where: The module that holds them. Defaults to `keras.ops`.
+
+    Returns:
+        Those that there are.
+    """
+    return [getattr(where, name) for name in names.split() if hasattr(where, name)]
+
+
+def of_all_ranks(names: str) -> list[Any]:
+    """The layers of these names for one, two and three dimensions of space."""
+    return named(" ".join(f"{name}{rank}D" for name in names.split() for rank in (1, 2, 3)), layers)
 
 
 def passes(treatment: Treatment = UNCHANGED) -> Rule:

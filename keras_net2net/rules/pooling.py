@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras import layers
-
-from keras_net2net.rules.kinds import channel_axis, with_space
+from keras_net2net.rules.kinds import channel_axis, of_all_ranks, with_space
 from keras_net2net.widths.expressions import Axes
 from keras_net2net.widths.registry import register_rule
 from keras_net2net.widths.rule_call import RuleCall
@@ -20,27 +18,15 @@ def pooled(call: RuleCall) -> Treatment:
     return PASSES if "Average" in type(call.layer).__name__ else BENDS
 
 
-@register_rule(
-    *(
-        getattr(layers, f"{kind}Pooling{rank}D")
-        for kind in ("Max", "Average", "AdaptiveMax", "AdaptiveAverage")
-        for rank in (1, 2, 3)
-        if hasattr(layers, f"{kind}Pooling{rank}D")  # the adaptive ones are new in Keras 3.13
-    )
-)
+# The adaptive ones are new in Keras 3.13.
+@register_rule(*of_all_ranks("MaxPooling AveragePooling AdaptiveMaxPooling AdaptiveAveragePooling"))
 def pooling(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Passes channels through."""
     call.treat(pooled(call))
     return with_space(call, x, POOLS)
 
 
-@register_rule(
-    *(
-        getattr(layers, f"Global{kind}Pooling{rank}D")
-        for kind in ("Max", "Average")
-        for rank in (1, 2, 3)
-    )
-)
+@register_rule(*of_all_ranks("GlobalMaxPooling GlobalAveragePooling"))
 def global_pooling(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Passes channels through."""
     known = pooled(call)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from keras import layers
 
+from keras_net2net.rules.kinds import named
 from keras_net2net.widths.expressions import Axes
 from keras_net2net.widths.facts import follows
 from keras_net2net.widths.registry import Refusal, opened, refuse, register_rule
@@ -54,13 +55,5 @@ refuse(OCCUR, layers.CategoryEncoding)
 refuse("crosses the values of several features", layers.HashedCrossing)
 refuse("looks up values in a vocabulary", layers.IntegerLookup, layers.StringLookup)
 refuse("splits texts into words", layers.TextVectorization)
-refuse(
-    "transforms this axis into frequencies",
-    *(
-        getattr(layers, name)
-        for name in ("MelSpectrogram", "STFTSpectrogram")
-        if hasattr(layers, name)
-    ),
-)
-if hasattr(layers, "Pipeline"):
-    opened("Runs its layers one after the other.", layers.Pipeline)
+refuse("transforms this axis into frequencies", *named("MelSpectrogram STFTSpectrogram", layers))
+opened("Runs its layers one after the other.", *named("Pipeline", layers))

@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.rules.kinds import passes
+from keras_net2net.rules.kinds import of_all_ranks, passes
 from keras_net2net.widths.expressions import Axes
 from keras_net2net.widths.registry import register_rule
 from keras_net2net.widths.rule_call import RuleCall
@@ -16,9 +16,7 @@ DROPS = UNCHANGED.but(drops=True)
 BLURS = UNCHANGED.but(blurs=True)
 
 register_rule(layers.ActivityRegularization)(passes())
-register_rule(layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D)(
-    passes(DROPS)
-)
+register_rule(*of_all_ranks("SpatialDropout"))(passes(DROPS))
 register_rule(layers.GaussianDropout)(passes(UNCHANGED.but(drops=True, spreads=True)))
 register_rule(layers.GaussianNoise)(passes(BLURS))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.rules.kinds import with_space
+from keras_net2net.rules.kinds import of_all_ranks, with_space
 from keras_net2net.widths.expressions import Axes, Expression, Fixed, product, regroup
 from keras_net2net.widths.registry import register_rule
 from keras_net2net.widths.rule_call import RuleCall
@@ -54,19 +54,10 @@ def repeat_vector(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     return (x[0], repeated, x[1])
 
 
-PADDING = (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
-
-
-@register_rule(
-    *(
-        getattr(layers, f"{kind}{rank}D")
-        for kind in ("ZeroPadding", "Cropping", "UpSampling")
-        for rank in (1, 2, 3)
-    )
-)
+@register_rule(*of_all_ranks("ZeroPadding Cropping UpSampling"))
 def spatial(call: RuleCall, x: Axes, **kwargs: Any) -> Axes:
     """Passes channels through."""
     # Padding puts zeros beside the values, and two dimensions may be interpolated.
-    moves = not isinstance(call.layer, (layers.UpSampling2D, *PADDING))
-    call.treat(MOVES if moves else PASSES)
+    plain = (*of_all_ranks("Cropping"), layers.UpSampling1D, layers.UpSampling3D)
+    call.treat(MOVES if isinstance(call.layer, plain) else PASSES)
     return with_space(call, x, "pads, crops or repeats along this axis")

@@ -22,46 +22,30 @@ from keras_net2net.widths.treatments import ANYTHING
 States = list[Any]
 
 
-def _cell(call: RuleCall, x: Axes, gates: int, size: Any) -> Expression | None:
-    """The weights of a cell that has its gates one after the other."""
+# The gates of each kind of cell, and the states that it keeps.
+GATES = {layers.SimpleRNNCell: (1, 1), layers.GRUCell: (3, 1), layers.LSTMCell: (4, 2)}
+
+
+@register_rule(*GATES)
+def cell(call: RuleCall, x: Axes, states: Any, **kwargs: Any) -> Any:
+    """Makes `units`, gate by gate; reads its input and its own units."""
     layer = call.layer
+    gates, count = next(known for cls, known in GATES.items() if isinstance(layer, cls))
     units = call.units("units")
     all_gates = product([Fixed(gates), units])
-    call.configure("state_size", size(units))
+    call.configure("state_size", [units] * count if count > 1 else units)
     call.configure("output_size", units)
     call.weight("kernel", reads(x[-1]), makes(all_gates))
     call.weight("recurrent_kernel", reads(units), makes(all_gates))
-    if layer.use_bias and getattr(layer, "reset_after", False):
-        call.weight("bias", 2, makes(all_gates))
-    elif layer.use_bias:
-        call.weight("bias", makes(all_gates))
+    if layer.use_bias:
+        twice = [2] if getattr(layer, "reset_after", False) else []
+        call.weight("bias", *twice, makes(all_gates))
     state = (x[0], units)
     for function in (layer.activation, getattr(layer, "recurrent_activation", None)):
         if function is not None and activate(call, state, function) is None:
             return None
     call.treat(ANYTHING)
-    return units
-
-
-@register_rule(layers.SimpleRNNCell)
-def simple_cell(call: RuleCall, x: Axes, states: Any, **kwargs: Any) -> Any:
-    """Makes `units`; reads its input and its own units."""
-    units = _cell(call, x, 1, lambda u: u)
-    return None if units is None else [(x[0], units), [(x[0], units)]]
-
-
-@register_rule(layers.GRUCell)
-def gru_cell(call: RuleCall, x: Axes, states: Any, **kwargs: Any) -> Any:
-    """Makes `units`, in three gates; reads its input and its own units."""
-    units = _cell(call, x, 3, lambda u: u)
-    return None if units is None else [(x[0], units), [(x[0], units)]]
-
-
-@register_rule(layers.LSTMCell)
-def lstm_cell(call: RuleCall, x: Axes, states: Any, **kwargs: Any) -> Any:
-    """Makes `units`, in four gates; reads its input and its own units."""
-    units = _cell(call, x, 4, lambda u: [u, u])
-    return None if units is None else [(x[0], units), [(x[0], units)] * 2]
+    return [state, [state] * count]
 
 
 @register_rule(layers.StackedRNNCells)

@@ -7,27 +7,19 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.rules.kinds import channel_axis, tensors_in, with_space
+from keras_net2net.rules.kinds import channel_axis, named, tensors_in, with_space
 from keras_net2net.widths.expressions import Axes, Fixed, product
 from keras_net2net.widths.registry import Refusal, refuse, register_rule
 from keras_net2net.widths.rule_call import RuleCall
 
+IMAGES = ops.image
 PIXELS = "moves pixels along this axis"
-
-
-def named(*names: str) -> list[Any]:
-    """The operations of these names; some are newer than the oldest Keras that is supported."""
-    return [getattr(ops.image, name) for name in names if hasattr(ops.image, name)]
 
 
 @register_rule(
     *named(
-        "affine_transform",
-        "crop_images",
-        "gaussian_blur",
-        "pad_images",
-        "perspective_transform",
-        "resize",
+        "affine_transform crop_images gaussian_blur pad_images perspective_transform resize",
+        ops.image,
     )
 )
 def geometry(call: RuleCall, images: Axes, *args: Any, **kwargs: Any) -> Axes:
@@ -39,7 +31,7 @@ def geometry(call: RuleCall, images: Axes, *args: Any, **kwargs: Any) -> Axes:
     return with_space(call, images, PIXELS)
 
 
-@register_rule(*named("extract_patches"))
+@register_rule(*named("extract_patches", IMAGES))
 def extract_patches(call: RuleCall, images: Axes) -> Axes:
     """Multiplies the places of a patch by the channels."""
     size = call.layer.size
@@ -48,7 +40,7 @@ def extract_patches(call: RuleCall, images: Axes) -> Axes:
     return with_space(call, images, "cuts patches along this axis", channels)
 
 
-@register_rule(*named("sobel_edges"))
+@register_rule(*named("sobel_edges", IMAGES))
 def sobel_edges(call: RuleCall, images: Axes) -> Axes:
     """Passes channels through; the two directions lie on a new axis."""
     shape = call.output_shapes[0]
@@ -59,8 +51,8 @@ def sobel_edges(call: RuleCall, images: Axes) -> Axes:
     return (*images, Fixed(2))
 
 
-refuse("mixes the three colours", *named("hsv_to_rgb", "rgb_to_grayscale", "rgb_to_hsv"))
-refuse("looks up places in all axes", *named("map_coordinates"))
-refuse("displaces pixels at random, which can't be compared", *named("elastic_transform"))
-refuse("is given the size of all its output's axes", *named("scale_and_translate"))
-refuse("compares all elements in one number", *named("ssim"))
+refuse("mixes the three colours", *named("hsv_to_rgb rgb_to_grayscale rgb_to_hsv", IMAGES))
+refuse("looks up places in all axes", *named("map_coordinates", IMAGES))
+refuse("displaces pixels at random, which can't be compared", *named("elastic_transform", IMAGES))
+refuse("is given the size of all its output's axes", *named("scale_and_translate", IMAGES))
+refuse("compares all elements in one number", *named("ssim", IMAGES))

@@ -6,8 +6,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.rules.kinds import along_last, broadcast, tensors_in
-from keras_net2net.rules.ops.numpy import named
+from keras_net2net.rules.kinds import along_last, broadcast, named, tensors_in
 from keras_net2net.widths.expressions import Axes, Fixed
 from keras_net2net.widths.registry import refuse, register_rule
 from keras_net2net.widths.rule_call import RuleCall
@@ -16,8 +15,8 @@ FREQUENCIES = "transforms this axis into frequencies, or back"
 
 register_rule(ops.top_k)(along_last(1, "picks the largest values along this axis"))
 register_rule(ops.extract_sequences)(along_last(1, "cuts sequences from this axis"))
-register_rule(*named("fft", "rfft", "irfft", "stft"))(along_last(1, FREQUENCIES))
-register_rule(*named("fft2", "ifft2", "istft"))(along_last(2, FREQUENCIES))
+register_rule(*named("fft rfft irfft stft"))(along_last(1, FREQUENCIES))
+register_rule(*named("fft2 ifft2 istft"))(along_last(2, FREQUENCIES))
 register_rule(*named("view_as_complex"))(along_last(1, "makes one complex number of this axis"))
 
 
@@ -27,7 +26,7 @@ def view_as_real(call: RuleCall, x: Axes) -> Axes:
     return (*x, Fixed(2))
 
 
-@register_rule(*named("segment_sum", "segment_max", "segment_min", "segment_prod"))
+@register_rule(*named("segment_sum segment_max segment_min segment_prod"))
 def segments(call: RuleCall, data: Axes, segment_ids: Any) -> Axes:
     """Passes units through on other axes than the first, whose segments it reduces."""
     for given in (data[:1], *tensors_in([segment_ids])):

@@ -12,12 +12,13 @@ from keras_net2net.rules.kinds import (
     broadcast,
     channel_axis,
     cut,
+    named,
     positions,
     tensors_in,
     use,
     with_space,
 )
-from keras_net2net.rules.ops.numpy import REDUCES, named
+from keras_net2net.rules.ops.numpy import REDUCES
 from keras_net2net.rules.pooling import POOLS, pooled
 from keras_net2net.widths.expressions import Axes, Expression, Fixed, product, regroup
 from keras_net2net.widths.registry import Refusal, refuse, register_rule
@@ -28,7 +29,7 @@ NORMALIZES = "normalizes over its units"
 BLOCKS = "moves blocks of this axis to another one"
 
 
-@register_rule(*named("softmax", "log_softmax", "sparsemax"))
+@register_rule(*named("softmax log_softmax sparsemax"))
 def softmax(call: RuleCall, x: Axes) -> Axes:
     """Fixes the units that it normalizes over, and passes the others through."""
     kind = {"Softmax": "softmax", "LogSoftmax": "log_softmax"}.get(type(call.layer).__name__)
@@ -44,7 +45,7 @@ def softmax(call: RuleCall, x: Axes) -> Axes:
 register_rule(*named("normalize"))(along("divides by a norm over this axis"))
 
 
-@register_rule(*named("layer_normalization", "rms_normalization"))
+@register_rule(*named("layer_normalization rms_normalization"))
 def normalization(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
     """Fixes the units that it normalizes over, and passes the others through."""
     for given in tensors_in((*args, *kwargs.values())):
@@ -66,7 +67,7 @@ def moments(call: RuleCall, x: Axes) -> list[Axes]:
     return [axes, axes]
 
 
-@register_rule(*named("max_pool", "average_pool", "adaptive_max_pool", "adaptive_average_pool"))
+@register_rule(*named("max_pool average_pool adaptive_max_pool adaptive_average_pool"))
 def pooling(call: RuleCall, inputs: Axes) -> Axes:
     """Passes channels through."""
     if len(call.output_shapes[0]) != len(inputs):
@@ -151,5 +152,5 @@ def fold(call: RuleCall, x: Axes) -> Axes:
 
 refuse("marks which classes occur along an axis", *named("multi_hot"))
 refuse("picks the class that the target says", *named("sparse_categorical_crossentropy"))
-refuse("sums over all alignments of a sequence", *named("ctc_loss", "ctc_decode"))
+refuse("sums over all alignments of a sequence", *named("ctc_loss ctc_decode"))
 refuse("compares all elements in one number", *named("psnr"))

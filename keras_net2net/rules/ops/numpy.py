@@ -12,6 +12,7 @@ from keras_net2net.rules.kinds import (
     broadcast,
     elementwise,
     has_units,
+    named,
     positions,
     tensors_in,
     use,
@@ -21,190 +22,37 @@ from keras_net2net.widths.registry import refuse, register_rule
 from keras_net2net.widths.rule_call import RuleCall
 from keras_net2net.widths.treatments import BENDS, KEEPS_ZERO, PASSES
 
-
-def named(*names: str) -> list[Any]:
-    """The operations of these names; some are newer than the oldest Keras that is supported."""
-    return [getattr(ops, name) for name in names if hasattr(ops, name)]
-
-
-ELEMENTWISE = [
-    "abs",
-    "absolute",
-    "add",
-    "angle",
-    "arccos",
-    "arccosh",
-    "arcsin",
-    "arcsinh",
-    "arctan",
-    "arctan2",
-    "arctanh",
-    "array",
-    "binary_crossentropy",
-    "bitwise_and",
-    "bitwise_invert",
-    "bitwise_left_shift",
-    "bitwise_not",
-    "bitwise_or",
-    "bitwise_right_shift",
-    "bitwise_xor",
-    "cast",
-    "cbrt",
-    "ceil",
-    "celu",
-    "clip",
-    "conj",
-    "conjugate",
-    "convert_to_tensor",
-    "copy",
-    "cos",
-    "cosh",
-    "deg2rad",
-    "divide",
-    "divide_no_nan",
-    "elu",
-    "equal",
-    "erf",
-    "erfc",
-    "erfinv",
-    "exp",
-    "exp2",
-    "expm1",
-    "fabs",
-    "floor",
-    "floor_divide",
-    "fmax",
-    "fmin",
-    "fmod",
-    "full_like",
-    "gcd",
-    "gelu",
-    "greater",
-    "greater_equal",
-    "hard_shrink",
-    "hard_sigmoid",
-    "hard_silu",
-    "hard_tanh",
-    "heaviside",
-    "hypot",
-    "i0",
-    "imag",
-    "isclose",
-    "isfinite",
-    "isinf",
-    "isnan",
-    "isneginf",
-    "isposinf",
-    "isreal",
-    "lcm",
-    "ldexp",
-    "leaky_relu",
-    "left_shift",
-    "less",
-    "less_equal",
-    "log",
-    "log10",
-    "log1p",
-    "log2",
-    "log_sigmoid",
-    "logaddexp",
-    "logaddexp2",
-    "logical_and",
-    "logical_not",
-    "logical_or",
-    "logical_xor",
-    "maximum",
-    "minimum",
-    "mod",
-    "multiply",
-    "nan_to_num",
-    "negative",
-    "nextafter",
-    "not_equal",
-    "ones_like",
-    "polar",
-    "power",
-    "rad2deg",
-    "real",
-    "reciprocal",
-    "relu",
-    "relu6",
-    "right_shift",
-    "round",
-    "rsqrt",
-    "saturate_cast",
-    "select",
-    "selu",
-    "sigmoid",
-    "sign",
-    "signbit",
-    "silu",
-    "sin",
-    "sinc",
-    "sinh",
-    "soft_shrink",
-    "softplus",
-    "softsign",
-    "sparse_plus",
-    "sparse_sigmoid",
-    "sqrt",
-    "square",
-    "squareplus",
-    "stop_gradient",
-    "subtract",
-    "tan",
-    "tanh",
-    "tanh_shrink",
-    "threshold",
-    "true_divide",
-    "trunc",
-    "where",
-    "zeros_like",
-]
-REDUCTIONS = [
-    "all",
-    "amax",
-    "amin",
-    "any",
-    "argmax",
-    "argmin",
-    "count_nonzero",
-    "logsumexp",
-    "max",
-    "mean",
-    "median",
-    "min",
-    "nanargmax",
-    "nanargmin",
-    "nanmax",
-    "nanmean",
-    "nanmedian",
-    "nanmin",
-    "nanprod",
-    "nanstd",
-    "nansum",
-    "nanvar",
-    "norm",
-    "prod",
-    "ptp",
-    "std",
-    "sum",
-    "trapezoid",
-    "var",
-]
+ELEMENTWISE = """
+    abs absolute add angle arccos arccosh arcsin arcsinh arctan arctan2 arctanh array
+    binary_crossentropy bitwise_and bitwise_invert bitwise_left_shift bitwise_not bitwise_or
+    bitwise_right_shift bitwise_xor cast cbrt ceil celu clip conj conjugate convert_to_tensor
+    copy cos cosh deg2rad divide divide_no_nan elu equal erf erfc erfinv exp exp2 expm1 fabs
+    floor floor_divide fmax fmin fmod full_like gcd gelu greater greater_equal hard_shrink
+    hard_sigmoid hard_silu hard_tanh heaviside hypot i0 imag isclose isfinite isinf isnan
+    isneginf isposinf isreal lcm ldexp leaky_relu left_shift less less_equal log log10 log1p
+    log2 log_sigmoid logaddexp logaddexp2 logical_and logical_not logical_or logical_xor maximum
+    minimum mod multiply nan_to_num negative nextafter not_equal ones_like polar power rad2deg
+    real reciprocal relu relu6 right_shift round rsqrt saturate_cast select selu sigmoid sign
+    signbit silu sin sinc sinh soft_shrink softplus softsign sparse_plus sparse_sigmoid sqrt
+    square squareplus stop_gradient subtract tan tanh tanh_shrink threshold true_divide trunc
+    where zeros_like
+"""
+REDUCTIONS = """
+    all amax amin any argmax argmin count_nonzero logsumexp max mean median min nanargmax
+    nanargmin nanmax nanmean nanmedian nanmin nanprod nanstd nansum nanvar norm prod ptp std sum
+    trapezoid var
+"""
 # Copying all units equally often changes none of these.
-OF_EQUAL_COPIES = frozenset(
-    [
-        *("all", "amax", "amin", "any", "max", "mean", "median", "min", "nanmax", "nanmean"),
-        *("nanmedian", "nanmin", "nanstd", "nanvar", "ptp", "std", "var"),
-    ]
-)
+OF_EQUAL_COPIES = """
+    all amax amin any max mean median min nanmax nanmean nanmedian nanmin nanstd nanvar ptp std
+    var
+"""
 REDUCES = "reduces this axis"
 
-register_rule(*named(*ELEMENTWISE))(elementwise)
+register_rule(*named(ELEMENTWISE))(elementwise)
 
 
-@register_rule(*named(*REDUCTIONS))
+@register_rule(*named(REDUCTIONS))
 def reduction(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
     """Passes units that stay; a sum's makers share them, means and limits take whole multiples."""
     reduced = positions(call.layer.axis, len(x))
@@ -218,7 +66,7 @@ def reduction(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
         call.treat(KEEPS_ZERO)
     if whole:
         pass
-    elif name in OF_EQUAL_COPIES:
+    elif name in OF_EQUAL_COPIES.split():
         call.normalize(product(over), None, why=f"takes the {name} over its units")
     elif name == "sum":
         for units in over:
@@ -230,7 +78,7 @@ def reduction(call: RuleCall, x: Axes, *args: Any, **kwargs: Any) -> Axes:
     return tuple(e for i, e in enumerate(x) if i not in reduced)
 
 
-@register_rule(*named("quantile", "percentile", "nanquantile", "nanpercentile"))
+@register_rule(*named("quantile percentile nanquantile nanpercentile"))
 def quantile(call: RuleCall, x: Axes, q: Any) -> Axes:
     """Passes units through on the axes that stay; fixes those that it reduces over."""
     axes = reduction(call, x)
@@ -251,11 +99,11 @@ def average(call: RuleCall, x: Axes, weights: Any = None) -> Axes:
     return reduction(call, x)
 
 
-register_rule(*named("cumsum", "cumprod", "nancumsum", "nancumprod"))(
+register_rule(*named("cumsum cumprod nancumsum nancumprod"))(
     along("adds or multiplies up along this axis")
 )
 register_rule(ops.diff)(along("takes differences along this axis"))
-register_rule(*named("sort", "argsort", "argpartition"))(along("sorts along this axis"))
+register_rule(*named("sort argsort argpartition"))(along("sorts along this axis"))
 register_rule(ops.tril, ops.triu)(along_last(2, "zeroes a triangle of these axes"))
 
 
@@ -287,7 +135,7 @@ def searchsorted(call: RuleCall, sorted_sequence: Any, values: Any) -> Axes:
     return isin(call, values, sorted_sequence)
 
 
-@register_rule(*named("linspace", "logspace", "geomspace"))
+@register_rule(*named("linspace logspace geomspace"))
 def spaced(call: RuleCall, start: Any, stop: Any) -> list[Axes]:
     """Ties the units of start and stop; the numbers between them lie on a new axis."""
     ends = elementwise(call, start, stop)
@@ -304,17 +152,17 @@ def view(call: RuleCall, x: Axes) -> Axes:
     return use(call, x, [len(x) - 1], "reads this axis as numbers of another length")
 
 
-refuse("counts axes or elements", *named("ndim", "size"))
+refuse("counts axes or elements", *named("ndim size"))
 refuse("makes values that nothing determines", *named("empty_like"))
 refuse("compares all elements at once", *named("allclose"))
-refuse("counts which values occur", *named("bincount", "histogram"))
-refuse("finds values wherever they are", *named("nonzero", "unique"))
+refuse("counts which values occur", *named("bincount histogram"))
+refuse("finds values wherever they are", *named("nonzero unique"))
 refuse("multiplies the components of vectors", *named("cross"))
-refuse("multiplies all elements with all others", *named("kron", "outer", "vander"))
+refuse("multiplies all elements with all others", *named("kron outer vander"))
 refuse("compares the rows of a matrix", *named("corrcoef"))
 refuse("slides one sequence along another", *named("correlate"))
 refuse("puts a vector on the diagonal of a matrix, or takes it from there", *named("diag"))
 refuse("puts all elements on a diagonal", *named("diagflat"))
 refuse("combines the values of its inputs on new axes", *named("meshgrid"))
-refuse("makes as many elements as its argument says", *named("arange", "full"))
+refuse("makes as many elements as its argument says", *named("arange full"))
 refuse("takes places in a shape apart", *named("unravel_index"))

@@ -14,7 +14,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_net2net.rules.kinds import broadcast, cut, has_units, positions, tensors_in, use
+from keras_net2net.rules.kinds import broadcast, cut, has_units, named, positions, tensors_in, use
 from keras_net2net.rules.merging import join
 from keras_net2net.widths.expressions import (
     EXPRESSIONS,
@@ -128,7 +128,7 @@ def reorder(call: RuleCall, x: Axes) -> Axes:
     return use(call, x, positions(call.layer.axis, len(x)), REORDERS)
 
 
-@register_rule(*(getattr(ops, name) for name in ("fliplr", "flipud") if hasattr(ops, name)))
+@register_rule(*named("fliplr flipud"))
 def flip_one(call: RuleCall, x: Axes) -> Axes:
     """Passes units through on other axes than the one that is reordered."""
     call.treat(PASSES)
@@ -218,7 +218,7 @@ def append(call: RuleCall, x1: Axes, x2: Axes) -> Axes:
 STACKS = {"Vstack": 0, "Hstack": 1, "Dstack": 2}
 
 
-@register_rule(ops.vstack, ops.hstack, *([ops.dstack] if hasattr(ops, "dstack") else []))
+@register_rule(*named("vstack hstack dstack"))
 def stack_along(call: RuleCall, xs: list[Axes]) -> Axes:
     """Puts units one after the other; ties those on the other axes."""
     parts = tensors_in(xs)
@@ -257,7 +257,7 @@ def split(call: RuleCall, x: Axes) -> list[Axes]:
     return _split(call, x, call.layer.axis)
 
 
-@register_rule(*([ops.array_split] if hasattr(ops, "array_split") else []))
+@register_rule(*named("array_split"))
 def array_split(call: RuleCall, x: Axes) -> list[Axes]:
     """Cuts units into parts that are tied, where all are equal; else fixes them."""
     call.treat(PASSES)
@@ -270,9 +270,7 @@ def array_split(call: RuleCall, x: Axes) -> list[Axes]:
 SPLITS = {"Hsplit": 1, "Vsplit": 0, "Dsplit": 2}
 
 
-@register_rule(
-    *(getattr(ops, name) for name in ("hsplit", "vsplit", "dsplit") if hasattr(ops, name))
-)
+@register_rule(*named("hsplit vsplit dsplit"))
 def split_along(call: RuleCall, x: Axes) -> list[Axes]:
     """Cuts units at the places it is given, which follow them; equal parts are tied."""
     call.treat(PASSES)
@@ -452,7 +450,7 @@ def take_along_axis(call: RuleCall, x: Axes, indices: Any) -> Axes:
     return tuple(axes)
 
 
-@register_rule(*([ops.rearrange] if hasattr(ops, "rearrange") else []))
+@register_rule(*named("rearrange"))
 def rearrange(call: RuleCall, tensor: Axes, pattern: str, **lengths: int) -> Axes:
     """Splits, moves and multiplies units; factors of a given length are fixed."""
     given, wanted = (re.findall(r"\w+|\(.*?\)", side) for side in pattern.split("->"))
