@@ -34,12 +34,7 @@ from keras_net2net.planning.evaluating import Evaluator, Start
 from keras_net2net.planning.making import Inserted, build_inserted
 from keras_net2net.planning.plan import Insertion, LayerChange, Plan, Step, WidthChange
 from keras_net2net.planning.remaps import Remap, appended, draw, draw_bound
-from keras_net2net.widths.expressions import (
-    Width,
-    is_axes,
-    resolve,
-    widths_of,
-)
+from keras_net2net.widths.expressions import Width, is_axes, resolve, widths_of
 from keras_net2net.widths.facts import Facts
 from keras_net2net.widths.inference import infer
 from keras_net2net.widths.inferred import Inferred
