@@ -103,7 +103,6 @@ class Resizing(Operation):
     _only: ClassVar[str] = "only adds units"
     _beyond: ClassVar[str] = "more than {} units"
     _lists: ClassVar[str] = "Wider(factor=2)"
-    _sizes_for: ClassVar[Callable[..., Any]] = staticmethod(sizes_for)
 
     def _take_sizes(self, fits: Callable[[float], bool], why: str, instead: str) -> None:
         """Checks what says the new sizes, and puts it into its plain form.
@@ -226,7 +225,7 @@ class Resizing(Operation):
             old = {width: int(width.size or 0) for width in free}
             new = {w: self._rounded(self._scaled(now, factor)) for w, now in old.items()}
             return {w: n for w, n in new.items() if n != old[w] and (n > old[w]) == self._grows}
-        sizes, possible = self._sizes_for(expression, units)
+        sizes, possible = sizes_for(expression, units)
         if sizes is None:
             raise SizeError(
                 f"Layer {label(request.facts)} can't be {self._done} to {units} units",

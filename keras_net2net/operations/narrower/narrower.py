@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
@@ -24,7 +24,7 @@ from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.plan import Skipped, Step
 from keras_net2net.planning.remaps import Remap
 from keras_net2net.widths.expressions import Width
-from keras_net2net.widths.sizes import growable, smaller_sizes_for
+from keras_net2net.widths.sizes import growable
 
 KEEP = ("duplicates", "norm", "activation")
 
@@ -103,7 +103,6 @@ class Narrower(Resizing):
     _only: ClassVar[str] = "only removes units"
     _beyond: ClassVar[str] = "fewer than {} units, or use `Wider`"
     _lists: ClassVar[str] = "Narrower(factor=0.5, keep='norm')"
-    _sizes_for: ClassVar[Callable[..., Any]] = staticmethod(smaller_sizes_for)
 
     def _check(self) -> None:
         check_choice("keep", self.keep, KEEP, "duplicates")

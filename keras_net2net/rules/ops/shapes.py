@@ -16,19 +16,12 @@ from keras import ops
 
 from keras_net2net.rules.kinds import broadcast, cut, has_units, named, positions, tensors_in, use
 from keras_net2net.rules.merging import join
-from keras_net2net.widths.expressions import (
-    EXPRESSIONS,
-    Axes,
-    Expression,
-    Fixed,
-    concat,
-    product,
-    regroup,
-)
+from keras_net2net.widths.expressions import EXPRESSIONS, Axes, Expression, Fixed, concat, product
 from keras_net2net.widths.facts import FromEnd
 from keras_net2net.widths.registry import Refusal, refuse, register_rule
 from keras_net2net.widths.rule_call import RuleCall
 from keras_net2net.widths.treatments import BENDS, MOVES, PASSES
+from keras_net2net.widths.unification import regroup
 
 BATCH = "puts the batch and the other axes on one"
 CUTS = "cuts this axis at a place that doesn't line up with its parts"
