@@ -108,10 +108,8 @@ def compile_like(student: Any, teacher: Any) -> None:
         raise GrowthError(
             f"The student can't be compiled as {teacher.name!r} is",
             f"{problem or 'its `compile` is its own'}",
-            (
-                "Pass `optimizer_state=None` and compile the student, or register what the "
-                "teacher was compiled with by `keras.saving.register_keras_serializable`"
-            ),
+            "Pass `optimizer_state=None` and compile the student, or register what the "
+            "teacher was compiled with by `keras.saving.register_keras_serializable`",
             received="an `optimizer_state`",
         ) from (problem if isinstance(problem, Exception) else None)
     pairs = list(zip(teacher.variables, student.variables, strict=True))

@@ -422,10 +422,8 @@ class Draft:
         """
         if g.opened:
             raise GrowthError(
-                (
-                    f"No layer can be inserted into {g.path or g.model.name!r} "
-                    f"({type(g.model).__name__})"
-                ),
+                f"No layer can be inserted into {g.path or g.model.name!r} "
+                f"({type(g.model).__name__})",
                 "its own code decides which layers it calls",
                 "Insert layers into Sequential or Functional models, or widen it",
                 received=f"an insertion of {path!r}",
