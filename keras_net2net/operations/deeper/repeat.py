@@ -15,10 +15,7 @@ from keras_net2net.graph.structure import Call, Graph, Tensor
 from keras_net2net.internals.activations import Activation, activation_of, describe
 from keras_net2net.operations.blocks import between
 from keras_net2net.operations.deeper.building import Builder, Namer, new_layer
-from keras_net2net.operations.deeper.silence import (
-    Silencer,
-    Solution,
-)
+from keras_net2net.operations.deeper.silence import Silencer, Solution
 from keras_net2net.operations.families import CONVOLUTIONS, bn_axis
 from keras_net2net.operations.select import Output, not_rewired
 from keras_net2net.planning.draft import Draft
