@@ -229,9 +229,7 @@ def _copy_of(original: Any, seed: int | None = None) -> Any:
         raise GrowthError(
             f"The layer {original.name!r} ({type(original).__name__}) can't be copied",
             f"its class isn't made from its own `get_config()`: {error}",
-            (
-                "Give it a `get_config` and a `from_config` that fit its constructor, or grow the "
-                "model in place"
-            ),
+            "Give it a `get_config` and a `from_config` that fit its constructor, or grow the "
+            "model in place",
             received=f"a model with the layer {original.name!r}",
         ) from error

@@ -65,10 +65,8 @@ def _read_parts(model: Any, opens: Opens) -> Graph:
     if not parts:
         raise GrowthError(
             f"The model {model.name!r} can't grow",
-            (
-                f"{type(model).__name__} has no `call`, and holds no built Sequential or "
-                "Functional model that could"
-            ),
+            f"{type(model).__name__} has no `call`, and holds no built Sequential or "
+            "Functional model that could",
             "Write a `call`, or grow the models that it uses one by one",
             received="a subclassed model",
         )
@@ -158,10 +156,8 @@ def _read_subclass(model: Any, shapes: dict[str, Any], opens: Opens) -> Graph:
     raise GrowthError(
         f"The model {model.name!r} can't grow",
         f"what the `call` of {type(model).__name__} does can't be seen: {problem}",
-        (
-            "Write it with Keras layers and `keras.ops` alone, or build it from `keras.Input`s as "
-            "`keras.Model(inputs, outputs)`"
-        ),
+        "Write it with Keras layers and `keras.ops` alone, or build it from `keras.Input`s as "
+        "`keras.Model(inputs, outputs)`",
         received="a subclassed model",
     ) from problem
 

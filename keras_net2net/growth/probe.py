@@ -83,10 +83,8 @@ class Probe:
         if difference is not None and not difference <= self.tolerance:
             raise VerificationError(
                 f"The growth of {model.name!r} was undone",
-                (
-                    f"the outputs differ by up to {difference:.3g}, and rounding in {self.dtype} "
-                    f"explains {self.tolerance:.3g} at most"
-                ),
+                f"the outputs differ by up to {difference:.3g}, and rounding in {self.dtype} "
+                f"explains {self.tolerance:.3g} at most",
                 "Please report the model; `verify=False` grows it all the same",
                 received=f"a probe batch of {BATCH if self.batch is None else _size(self.batch)}",
             )

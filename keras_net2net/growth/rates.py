@@ -89,10 +89,8 @@ class Rewind(_Policy):
             raise GrowthError(
                 "The learning rate can't be rewound",
                 "only a `LearningRateSchedule` has a place to go back to",
-                (
-                    "Compile the model with a schedule, pass a factor, or a callable that "
-                    "returns the rate to go on with, such as `lambda old, report: 0.1`"
-                ),
+                "Compile the model with a schedule, pass a factor, or a callable that "
+                "returns the rate to go on with, such as `lambda old, report: 0.1`",
                 received=f"{self!r}, and a learning rate of {old!r}",
             )
         shift = (report.step or 0) - self.to
@@ -259,14 +257,10 @@ def check_policy(policy: Any) -> None:
     if factor is None or not 0 < factor < math.inf:
         raise GrowthError(
             "The learning rate can't be changed like that",
-            (
-                "it is multiplied by a positive factor, or given by a callable of the old rate "
-                "and the report, or by several of these"
-            ),
-            (
-                "Pass for example `learning_rate=0.1`, `Rewind()`, `lambda old, report: 0.01`, "
-                "or `None` to keep the rate"
-            ),
+            "it is multiplied by a positive factor, or given by a callable of the old rate "
+            "and the report, or by several of these",
+            "Pass for example `learning_rate=0.1`, `Rewind()`, `lambda old, report: 0.01`, "
+            "or `None` to keep the rate",
             received=f"learning_rate={policy!r}",
         )
 

@@ -18,7 +18,7 @@ import keras
 
 from keras_net2net import (
     internals,
-    rules,  # noqa: F401
+    rules,  # noqa: F401 - it fills the rule book
 )
 from keras_net2net.errors import GrowthError
 from keras_net2net.graph.structure import Call, Graph, Tensor
@@ -422,10 +422,8 @@ class Draft:
         """
         if g.opened:
             raise GrowthError(
-                (
-                    f"No layer can be inserted into {g.path or g.model.name!r} "
-                    f"({type(g.model).__name__})"
-                ),
+                f"No layer can be inserted into {g.path or g.model.name!r} "
+                f"({type(g.model).__name__})",
                 "its own code decides which layers it calls",
                 "Insert layers into Sequential or Functional models, or widen it",
                 received=f"an insertion of {path!r}",

@@ -65,6 +65,11 @@ def cases(known: dict[str, Any], most: int = 2) -> dict[str, Any]:
     return known if BACKEND == "torch" else dict(list(known.items())[:most])
 
 
+def long_elsewhere(test: Any) -> Any:
+    """Puts a test among the long ones, but not on PyTorch: what it is about is no backend's."""
+    return test if BACKEND == "torch" else pytest.mark.long(test)
+
+
 def few(known: dict[str, Any] | Iterable[Any], most: int = 4) -> list[Any]:
     """All cases on PyTorch; elsewhere the first few, and the others among the long tests.
 

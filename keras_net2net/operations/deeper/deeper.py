@@ -411,10 +411,8 @@ class Deeper(Operation):
         return NotIdentityError(
             f"No identity layer can be inserted after {label(facts)}",
             why,
-            (
-                "Pass `activation='linear'` or `form='prelu'`, or name a layer with ReLU or no "
-                "activation"
-            ),
+            "Pass `activation='linear'` or `form='prelu'`, or name a layer with ReLU or no "
+            "activation",
         )
 
     def _chain(self, draft: Draft, point: InsertionPoint, form: str) -> list[Inserted]:

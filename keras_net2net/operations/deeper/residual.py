@@ -320,10 +320,8 @@ def _other_shape(state: Inferred, part: Part, sums: dict[int, Sum] | None = None
     known = list((sums or {id(s.call): s for s in sums_of(state, part.graph)}).values())
     return NotIdentityError(
         f"The part from {part.first!r} to {part.last!r} can't be repeated",
-        (
-            f"it makes the shape {part.end.shape} of the shape {part.start.shape}, as a block with "
-            "strides or with a projection for its shortcut does, so that it can't be the identity"
-        ),
+        f"it makes the shape {part.end.shape} of the shape {part.start.shape}, as a block with "
+        "strides or with a projection for its shortcut does, so that it can't be the identity",
         _nearest(part.graph, known, part.calls[-1]),
     )
 

@@ -111,10 +111,8 @@ class Narrower(Resizing):
             raise GrowthError(
                 "The new size isn't clear",
                 "it comes from exactly one of `units`, `factor` and a dict of layers to units",
-                (
-                    f"Pass `Narrower('conv1', units=32, keep={self.keep!r})`, or none of them with "
-                    "`keep='duplicates'`"
-                ),
+                f"Pass `Narrower('conv1', units=32, keep={self.keep!r})`, or none of them with "
+                "`keep='duplicates'`",
             )
         self._take_sizes(
             lambda factor: 0 < factor < 1,

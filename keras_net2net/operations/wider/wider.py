@@ -99,10 +99,8 @@ class Wider(Resizing):
             raise GrowthError(
                 "The new size isn't clear",
                 "it comes from exactly one of `units`, `factor` and a dict of layers to units",
-                (
-                    "Pass `Wider('conv1', units=64)`, `Wider('conv1', factor=2)` or "
-                    "`Wider({'conv1': 64})`"
-                ),
+                "Pass `Wider('conv1', units=64)`, `Wider('conv1', factor=2)` or "
+                "`Wider({'conv1': 64})`",
             )
         self._take_sizes(
             lambda factor: 1 < factor < math.inf,

@@ -15,7 +15,7 @@ from keras import layers
 
 import keras_net2net as n2n
 from keras_net2net.training.resume import backup as resume
-from tests.support.helpers import EAGERLY, array, cases, few
+from tests.support.helpers import EAGERLY, array, cases, few, long_elsewhere
 from tests.support.messages import assert_explained
 from tests.training.test_scheduler import data
 
@@ -149,6 +149,7 @@ def test_backups_within_an_epoch_have_its_growth_behind_them(tmp_path, moment, w
     assert [growth["epoch"] for growth in logged(tmp_path)] == [1, 2, 4]
 
 
+@long_elsewhere
 def test_a_run_that_has_ended_starts_again_from_scratch(tmp_path, whole):
     for _ in range(2):
         model, growth, watch = run(tmp_path)
@@ -174,6 +175,7 @@ def test_the_learning_rate_and_a_schedule_are_those_of_the_uninterrupted_run(tmp
     assert logged(folder)[0]["learning_rate"] == 0.5
 
 
+@long_elsewhere
 def test_epochs_counted_across_fits_go_on_as_well(tmp_path, whole):
     run(tmp_path, ("epoch", 3), across_fits=True)
     model, growth, _ = run(tmp_path, across_fits=True)
@@ -294,6 +296,7 @@ def test_the_callback_does_not_keep_the_model_alive(tmp_path):
     assert gone() is None
 
 
+@long_elsewhere
 def test_the_logs_of_a_resumed_epoch_name_the_growth_that_the_backup_has_behind_it(tmp_path):
     seen = {}
 

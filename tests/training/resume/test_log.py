@@ -14,7 +14,15 @@ from keras_net2net.training.resume import architecture as architectures
 from keras_net2net.training.resume import log as growth_log
 from keras_net2net.training.resume.architecture import architecture
 from keras_net2net.training.resume.log import GrowthLog
-from tests.support.helpers import EAGERLY, array, assert_same, both_modes, data_for, randomize
+from tests.support.helpers import (
+    EAGERLY,
+    array,
+    assert_same,
+    both_modes,
+    data_for,
+    long_elsewhere,
+    randomize,
+)
 from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
 from tests.training.test_scheduler import data
@@ -234,6 +242,7 @@ BROKEN = {
 }  # fmt: skip
 
 
+@long_elsewhere
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_log_that_is_malformed_or_foreign_is_an_error_and_touches_nothing(kind, run, tmp_path):
     path = tmp_path / "log"

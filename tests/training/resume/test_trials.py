@@ -17,7 +17,15 @@ from keras_net2net.training.resume import recorder as resume
 from keras_net2net.training.resume.architecture import architecture
 from keras_net2net.training.resume.log import GrowthLog, LoggedUndoing, Watch
 from tests.scenarios.test_callbacks_of_keras import Metric, stopping
-from tests.support.helpers import BACKEND, array, cases, few, max_difference, outputs
+from tests.support.helpers import (
+    BACKEND,
+    array,
+    cases,
+    few,
+    long_elsewhere,
+    max_difference,
+    outputs,
+)
 from tests.support.messages import assert_explained
 from tests.training.resume.test_backup import At, Stop, build, state
 from tests.training.test_scheduler import data
@@ -215,6 +223,7 @@ def test_a_run_that_is_stopped_at_any_of_its_writes_ends_alike(
     assert number >= 30 // every
 
 
+@long_elsewhere
 def test_a_run_that_has_ended_starts_again_from_scratch(tmp_path, whole):
     for _ in range(2):
         model, growing, watch, _ = run(tmp_path)
@@ -240,6 +249,7 @@ def test_backups_within_an_epoch_have_its_growths_behind_them(tmp_path, moment):
     assert left(tmp_path) == ["growth.json"]
 
 
+@long_elsewhere
 def test_the_history_holds_the_growths_that_the_model_has(tmp_path):
     run(tmp_path, moment=("end", 5))
     _, (growth,), _, _ = run(tmp_path)
@@ -345,7 +355,7 @@ def test_orbax_checkpoint_goes_on(tmp_path, way):
     assert content(folders[1]) == content(folders[0])
 
 
-@pytest.mark.parametrize("epoch", [2, 4, 5])
+@pytest.mark.parametrize("epoch", few([2, 4, 5], 1))
 def test_replay_to_an_epoch_and_a_checkpoint_of_it_go_on_alike(tmp_path, epoch):
     first, growth = checkpointed(tmp_path)
     assert [report.epoch for report in growth.history] == [2, 5, 7]
@@ -363,6 +373,7 @@ def test_replay_to_an_epoch_and_a_checkpoint_of_it_go_on_alike(tmp_path, epoch):
     assert growth._watch() == Watch(4.0, 0, 0, 3, 3, False, False)
 
 
+@long_elsewhere
 def test_the_growths_of_a_callback_that_starts_at_the_first_epoch_start_at_the_first(tmp_path):
     checkpointed(tmp_path)
     before = content(tmp_path)
@@ -382,6 +393,7 @@ def stopped(tmp_path_factory):
     return folder
 
 
+@long_elsewhere
 def test_the_log_says_where_the_run_was(stopped):
     log = content(stopped)
     assert log["version"] == 2
@@ -450,6 +462,7 @@ def test_upgraded_weights_are_without_what_was_undone(stopped, tmp_path):
     assert max_difference(outputs(new, data()[0]), outputs(model, data()[0])) < 1e-5
 
 
+@long_elsewhere
 def test_a_log_of_the_first_version_is_read(tmp_path):
     growth = n2n.GrowthScheduler(
         {1: n2n.Wider("fc", 9)}, seed=0, log=tmp_path / "growth.json", verbose=0
@@ -510,6 +523,7 @@ MALFORMED = {
 }
 
 
+@long_elsewhere
 @pytest.mark.parametrize("kind", MALFORMED)
 def test_a_log_that_is_malformed_is_an_error_and_touches_nothing(kind, stopped, tmp_path):
     path = tmp_path / "growth.json"
@@ -530,6 +544,7 @@ def test_a_log_that_is_malformed_is_an_error_and_touches_nothing(kind, stopped, 
     assert path.read_bytes() == before
 
 
+@long_elsewhere
 def test_values_that_are_lost_are_an_error_and_touch_nothing(tmp_path):
     run(tmp_path, moment=("end", 6))
     path = tmp_path / "growth.json.trial-6.npz"
@@ -564,6 +579,7 @@ def test_without_a_backup_no_values_are_written(tmp_path):
     assert events(tmp_path) == REVERTED
 
 
+@long_elsewhere
 def test_moments_are_kept_as_long_as_someone_may_go_back(tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "MOMENTS", 3)
     model = build()
@@ -616,6 +632,7 @@ def test_a_backup_counts_once_what_belongs_to_it_is_on_record(tmp_path):
 # -- several callbacks -------------------------------------------------------------
 
 
+@long_elsewhere
 def test_growths_are_told_to_those_who_did_them(tmp_path):
     run(tmp_path, "shared", ("end", 6))
     by = [one["by"] for one in content(tmp_path)["growths"]]
@@ -626,6 +643,7 @@ def test_growths_are_told_to_those_who_did_them(tmp_path):
     assert schedule._recorder is growth._recorder
 
 
+@long_elsewhere
 def test_callbacks_of_one_kind_are_told_apart_by_their_order(tmp_path):
     run(tmp_path, "two", ("end", 6))
     names = {one["by"] for one in content(tmp_path)["growths"]}
@@ -645,6 +663,7 @@ def test_growing_callbacks_with_different_logs_are_an_error(tmp_path, other, fir
     assert left(tmp_path) == []
 
 
+@long_elsewhere
 def test_one_path_may_be_written_in_several_ways(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     schedule = n2n.GrowthScheduler({1: n2n.Wider("fc", 9)}, log="growth.json", verbose=0)
