@@ -15,7 +15,7 @@ import keras_net2net as n2n
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError
 from tests.support.gradients import batch, dense, gradients
-from tests.support.helpers import BACKEND, EAGERLY, array, precision, randomize
+from tests.support.helpers import BACKEND, EAGERLY, array, few, precision, randomize
 from tests.support.messages import assert_explained
 from tests.support.states import assert_state, state
 
@@ -110,7 +110,7 @@ def named(slot: internals.Slot) -> str:
     return slot.name.split("/")[-1]  # without the optimizer's own
 
 
-@pytest.mark.parametrize("operation", [DOUBLE, n2n.Narrower()], ids=["wider", "narrower"])
+@pytest.mark.parametrize("operation", few({"wider": DOUBLE, "narrower": n2n.Narrower()}, 1))
 @pytest.mark.parametrize("name", HAVE)
 def test_carried_slots_are_those_of_a_model_that_had_its_size_from_the_start(
     name, operation, teacher
@@ -144,7 +144,7 @@ def test_carried_slots_are_those_of_a_model_that_had_its_size_from_the_start(
         assert np.abs(array(variable) - value).max() < 1e-4, variable.path
 
 
-@pytest.mark.parametrize("name", HAVE)
+@pytest.mark.parametrize("name", few(list(HAVE), 6))
 def test_reset_slots_are_those_of_a_new_optimizer(name, teacher):
     small, _, (before, _) = teacher
     model = n2n.clone(small)
