@@ -186,7 +186,7 @@ class Graph:
         return readers[0]
 
     def _index(self) -> None:
-        """Notes who reads and who makes each tensor; from then on `insert_after` keeps it."""
+        """Notes who reads and who makes each tensor; from then on `insert` keeps it."""
         if not self._makers:
             for call in self.calls:
                 self._enter(call)
@@ -196,34 +196,38 @@ class Graph:
             self._readers.setdefault(tensor, []).append(call)
         self._makers.update((id(x), call) for x in call.outputs)
 
-    def insert_after(self, tensor: Tensor, calls: list[Call], last: Tensor) -> None:
-        """Puts `calls` behind `tensor`: all that read it read `last` instead."""
+    def insert(
+        self, tensor: Tensor, calls: list[Call], last: Tensor, reader: Call | None = None
+    ) -> None:
+        """Puts `calls` behind `tensor`: what read it reads `last` instead.
+
+        Args:
+            tensor: The tensor.
+            calls: The new calls, in the order in which they run.
+            last: The tensor that the last of them makes.
+            reader: The only call that is to read it. Defaults to `None`: all that read
+                `tensor` do, and the output of the graph that it may be.
+        """
 
         def rewire(x: Any) -> Any:
             return last if x is tensor else x
 
         self._index()
-        for call in self._readers.pop(id(tensor), ()):
+        readers = self._readers.pop(id(tensor), [])
+        kept = [] if reader is None else [one for one in readers if one is not reader]
+        self._readers[id(tensor)] = kept
+        for call in readers if reader is None else [reader]:
             call.args, call.kwargs = keras.tree.map_structure(rewire, (call.args, call.kwargs))
             if call.inner is not None:  # an opened layer knows what its inputs stand for
                 call.inner.sources = [rewire(source) for source in call.inner.sources]
             self._readers.setdefault(id(last), []).append(call)
-        self.outputs = keras.tree.map_structure(rewire, self.outputs)
         maker = self._makers.get(id(tensor))
         at = 0 if maker is None else self.calls.index(maker) + 1
+        if reader is None:
+            self.outputs = keras.tree.map_structure(rewire, self.outputs)
+        else:
+            at = self.calls.index(reader)
         self.calls[at:at] = calls
         for call in calls:
             self._enter(call)
-        self.edited = True
-
-    def insert_before(self, call: Call, tensor: Tensor, new: Call, made: Tensor) -> None:
-        """Puts a call before another one, which then reads `made` instead of `tensor`."""
-        self._index()
-        call.args, call.kwargs = keras.tree.map_structure(
-            lambda x: made if x is tensor else x, (call.args, call.kwargs)
-        )
-        self._readers[id(tensor)] = [one for one in self._readers[id(tensor)] if one is not call]
-        self._readers.setdefault(id(made), []).append(call)
-        self.calls.insert(self.calls.index(call), new)
-        self._enter(new)
         self.edited = True

@@ -79,11 +79,16 @@ def clone_and_grow(
     >>> teacher.count_params(), student.count_params()
     (58, 386)
     """
-    check_arguments(optimizer_state or "reset", learning_rate)
-    student, named = copy_for(teacher, operations, calibration)
-    if optimizer_state is not None:
-        compile_like(student, teacher)
     options = Options(seed, optimizer_state or "reset", learning_rate, verify, calibration, freeze)
+    return _student(teacher, operations, options, optimizer_state is not None)
+
+
+def _student(teacher: Any, operations: Any, options: Options, compiled: bool) -> Any:
+    """The student of `clone_and_grow`, compiled as its teacher is or not at all."""
+    check_arguments(options.optimizer_state, options.learning_rate)
+    student, named = copy_for(teacher, operations, options.calibration)
+    if compiled:
+        compile_like(student, teacher)
     grow_model(student, named, options, loss_of=teacher)
     return student
 
@@ -158,14 +163,8 @@ def net2wider(
     32
     """
     operation = Wider(layers, units, **options)
-    return clone_and_grow(
-        teacher,
-        operation,
-        seed=seed,
-        optimizer_state=optimizer_state,
-        learning_rate=learning_rate,
-        verify=verify,
-    )
+    how = Options(seed, optimizer_state or "reset", learning_rate, verify)
+    return _student(teacher, operation, how, optimizer_state is not None)
 
 
 def net2deeper(
@@ -209,11 +208,6 @@ def net2deeper(
     >>> [layer.name for layer in n2n.net2deeper(teacher, "fc").layers]
     ['fc', 'fc_deeper_1', 'out']
     """
-    return clone_and_grow(
-        teacher,
-        Deeper(layers, count, **options),
-        seed=seed,
-        optimizer_state=optimizer_state,
-        learning_rate=learning_rate,
-        verify=verify,
-    )
+    operation = Deeper(layers, count, **options)
+    how = Options(seed, optimizer_state or "reset", learning_rate, verify)
+    return _student(teacher, operation, how, optimizer_state is not None)

@@ -311,8 +311,8 @@ def _differs(graph: Graph, why: str) -> CodeError:
         why,
         f"Take sizes from tensors or from sublayers in {kind}.call, or register a rule for it "
         "with `keras_net2net.rules.register_rule`",
-        received=f"a {'model' if isinstance(graph.model, keras.Model) else 'layer'} whose own code was "
-        "looked into",
+        received=f"a {'model' if isinstance(graph.model, keras.Model) else 'layer'} whose own code "
+        "was looked into",
         path=graph.path,
         reason=why,
     )

@@ -55,27 +55,12 @@ ELEMENTWISE: dict[str, Activation] = {
     "relu": Activation(POSITIVE, POSITIVE),
     "relu6": Activation((0.0, 6.0), (0.0, 6.0)),
     "hard_tanh": Activation((-1.0, 1.0), (-1.0, 1.0)),
-    "sigmoid": Activation((0.0, 1.0)),
-    "hard_sigmoid": Activation((0.0, 1.0)),
-    "sparse_sigmoid": Activation((0.0, 1.0)),
-    "tanh": Activation((-1.0, 1.0)),
-    "softsign": Activation((-1.0, 1.0)),
-    "softplus": Activation(POSITIVE),
-    "exponential": Activation(POSITIVE),
-    "squareplus": Activation(POSITIVE),
-    "sparse_plus": Activation(POSITIVE),
+    **dict.fromkeys(("sigmoid", "hard_sigmoid", "sparse_sigmoid"), Activation((0.0, 1.0))),
+    **dict.fromkeys(("tanh", "softsign"), Activation((-1.0, 1.0))),
+    **dict.fromkeys(("softplus", "exponential", "squareplus", "sparse_plus"), Activation(POSITIVE)),
     "log_sigmoid": Activation((-math.inf, 0.0)),
-    "elu": Activation(),
-    "selu": Activation(),
-    "celu": Activation(),
-    "gelu": Activation(),
-    "silu": Activation(),
-    "hard_silu": Activation(),
-    "mish": Activation(),
-    "leaky_relu": Activation(),
-    "soft_shrink": Activation(),
-    "hard_shrink": Activation(),
-    "tanh_shrink": Activation(),
+    **dict.fromkeys(("elu", "selu", "celu", "gelu", "silu", "hard_silu", "mish"), Activation()),
+    **dict.fromkeys(("leaky_relu", "soft_shrink", "hard_shrink", "tanh_shrink"), Activation()),
     "threshold": Activation(),
 }
 Piece = tuple[float, float, Any, Any]  # from, to, slope, value at zero of its line
@@ -98,9 +83,7 @@ def activation_name(function: Any) -> str | None:
     if function is None:
         return "linear"
     for name in (*ELEMENTWISE, *OVER_AN_AXIS):
-        if function is getattr(keras.activations, name, None):
-            return name
-        if function is getattr(keras.ops, name, None):
+        if any(function is getattr(home, name, None) for home in (keras.activations, keras.ops)):
             return name
     return None
 

@@ -15,30 +15,25 @@ def compiled_parts(model: Any) -> list[tuple[Any, int | None]]:
     and for each output once they have seen one. What was given by name is there only
     then. The position is `None` where one serves all outputs, or where it isn't known.
     """
-    found: dict[int, tuple[Any, int | None]] = {}
+    parts: list[tuple[Any, int | None]] = []
     metrics = getattr(model, "_compile_metrics", None)
     loss = getattr(model, "_compile_loss", None)
     if metrics is not None and metrics.built:
         for held in (metrics._flat_metrics, metrics._flat_weighted_metrics):
             for output, one in enumerate(held):
-                for metric in one.metrics if one is not None else ():
-                    found.setdefault(id(metric), (metric, output))
-    given = []
-    if metrics is not None:
-        given += [metrics._user_metrics, metrics._user_weighted_metrics]
-    if loss is not None:
-        given.append(loss._user_loss)
+                parts += [(metric, output) for metric in (one.metrics if one is not None else ())]
+    given = [] if metrics is None else [metrics._user_metrics, metrics._user_weighted_metrics]
+    given += [] if loss is None else [loss._user_loss]
     names = list(getattr(metrics or loss, "output_names", None) or ["the only one"])
     for user in given:
         for part, at in _by_output(user, names):
-            for one in keras.tree.flatten(part):
-                if isinstance(one, (keras.Metric, keras.Loss)):
-                    found.setdefault(id(one), (one, at))
+            flat = keras.tree.flatten(part)
+            parts += [(one, at) for one in flat if isinstance(one, (keras.Metric, keras.Loss))]
     if getattr(model, "compiled", False):
-        for metric in model.metrics:
-            if metric is metrics:
-                continue
-            found.setdefault(id(metric), (metric, None))
+        parts += [(metric, None) for metric in model.metrics if metric is not metrics]
+    found: dict[int, tuple[Any, int | None]] = {}
+    for one, at in parts:
+        found.setdefault(id(one), (one, at))
     return list(found.values())
 
 

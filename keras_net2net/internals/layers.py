@@ -10,6 +10,7 @@ import keras
 # The cell of the ConvLSTM layers has a rule as other cells have, and no public name.
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell  # noqa: F401
 
+from keras_net2net.internals.tracking import overridden
 from keras_net2net.internals.variables import own_variables
 
 
@@ -83,11 +84,10 @@ def rebuild(layer: Any, shapes: dict[str, Any], variable_for: Callable[..., Any]
     """
     path, parent = layer._path, layer._parent_path
     layer._tracker.unlock()
-    layer.__dict__["add_weight"] = variable_for
     try:
-        layer.build(**shapes)
+        with overridden([layer], "add_weight", lambda _: variable_for):
+            layer.build(**shapes)
     finally:
-        del layer.__dict__["add_weight"]
         layer._tracker.lock()
         layer._path, layer._parent_path = path, parent
 
@@ -116,9 +116,6 @@ def build_with_values(layer: Any, shapes: dict[str, Any], value_for: Callable[..
             )
         return add_weight(*args, **kwargs)
 
-    layer.__dict__["add_weight"] = add_given
-    try:
+    with overridden([layer], "add_weight", lambda _: add_given):
         layer.build(**shapes)
-    finally:
-        del layer.__dict__["add_weight"]
     return all_given

@@ -113,11 +113,8 @@ def _zeros(shape: Any, dtype: Any = None) -> Any:
 
 def _forget_slots(optimizer: Any) -> None:
     """Leaves an optimizer as its constructor made it, but for the progress."""
-    progress = progress_of(optimizer)
-    _track(
-        optimizer,
-        [v for v in optimizer._variables if any(v is kept for kept in progress)],
-    )
+    progress = set(map(id, progress_of(optimizer)))
+    _track(optimizer, [v for v in optimizer._variables if id(v) in progress])
     optimizer._trainable_variables_indices = {}
     optimizer.built = False
 

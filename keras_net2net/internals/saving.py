@@ -51,19 +51,17 @@ def saved_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 _BACKUP_FILES = ("_weights_path", "_training_metadata_path")
-_EARLIER_FILES = ("_prev_weights_path", "_prev_training_metadata_path")
 
 
-def backup_files(backup: Any) -> tuple[pathlib.Path, pathlib.Path]:
-    """The files of a `BackupAndRestore`: weights and metadata (there is no public name)."""
-    weights, metadata = (pathlib.Path(getattr(backup, name)) for name in _BACKUP_FILES)
-    return weights, metadata
+def backup_files(backup: Any, before: bool = False) -> list[pathlib.Path]:
+    """The files of a `BackupAndRestore`: weights and metadata (there is no public name).
 
-
-def earlier_backup_files(backup: Any) -> tuple[pathlib.Path, pathlib.Path]:
-    """Where a `BackupAndRestore` with `double_checkpoint` keeps the backup before."""
-    weights, metadata = (pathlib.Path(getattr(backup, name)) for name in _EARLIER_FILES)
-    return weights, metadata
+    Args:
+        backup: The callback.
+        before: Whether those of the backup before are meant, which `double_checkpoint` keeps.
+    """
+    names = (f"_prev{name}" if before else name for name in _BACKUP_FILES)
+    return [pathlib.Path(getattr(backup, name)) for name in names]
 
 
 def resumes_at(backup: Any, epoch: int) -> None:

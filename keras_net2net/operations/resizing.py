@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from keras_net2net.errors import (
@@ -103,20 +103,35 @@ class Resizing(Operation):
     _only: ClassVar[str] = "only adds units"
     _beyond: ClassVar[str] = "more than {} units"
     _lists: ClassVar[str] = "Wider(factor=2)"
-    _sizes_for: ClassVar[Callable[..., Any]] = staticmethod(sizes_for)
 
-    def _take_sizes(self, fits: Callable[[float], bool], why: str, instead: str) -> None:
+    @property
+    def _says_sizes(self) -> int:
+        """How many of the arguments that say new sizes are given."""
+        given = (isinstance(self.layers, dict), self.units is not None, self.factor is not None)
+        return sum(given)
+
+    def _take_sizes(
+        self, usual: str, needed: bool, fits: Callable[[float], bool], why: str, instead: str
+    ) -> None:
         """Checks what says the new sizes, and puts it into its plain form.
 
         Args:
+            usual: What to pass where not exactly one argument says them.
+            needed: Whether one has to.
             fits: Whether a factor changes sizes in the right direction.
             why: What is wrong with one that doesn't.
             instead: What to pass then.
 
         Raises:
-            GrowthError: If a number of units has no layer.
+            GrowthError: If the arguments contradict each other, or a number of units has no layer.
             SizeError: If a size isn't possible.
         """
+        if self._says_sizes > 1 or (needed and not self._says_sizes):
+            raise GrowthError(
+                "The new size isn't clear",
+                "it comes from exactly one of `units`, `factor` and a dict of layers to units",
+                f"Pass {usual}",
+            )
         self._set_each("units", "The units", _whole_units)
         if self.units is not None and self.layers is None:
             raise GrowthError(
@@ -160,10 +175,15 @@ class Resizing(Operation):
                 asked.skipped.append(Skipped(request.facts.path, f"has {now} units already"))
             for width, size in wanted.items():
                 if asked.sizes.setdefault(width, size) != size:
-                    raise self._conflict(request, width, size, asked)
+                    names = ", ".join(repr(match.facts.path) for match in asked.matches[width])
+                    raise ConflictError(
+                        f"Layer {label(request.facts)} can't be {self._done} to {size} units",
+                        f"its units are tied to those of {names} (width {width!r}), "
+                        f"for which {asked.sizes[width]} are asked",
+                        "Ask for one size",
+                    )
+            for width in (*wanted, *changed):
                 asked.matches.setdefault(width, []).append(request.match)
-            for width in changed:
-                asked.matches[width].append(request.match)
         return asked
 
     def _check_direction(self, request: Request, now: int) -> None:
@@ -189,19 +209,16 @@ class Resizing(Operation):
 
     def _split(self, match: Match, units: Any) -> list[Request]:
         """One request for each thing that a layer counts and that is named."""
-        if isinstance(units, dict):
-            parts: list[Any] = [(key, self._rounded(size), None) for key, size in units.items()]
-        elif isinstance(self.factor, dict):
-            parts = [(key, None, factor) for key, factor in self.factor.items()]
-        else:
+        if not isinstance(units, dict) and not isinstance(self.factor, dict):
             size = None if units is None else self._rounded(units)
             return [Request(match, match.facts.main, size, self.factor)]
         requests = []
         counted = match.facts.units
-        for key, size, factor in parts:
+        for key, value in (units or self.factor).items():
             part = key if key in counted else key.removeprefix("num_")
             if part in counted:
-                requests.append(Request(match, counted[part], size, factor))
+                asked = (self._rounded(value), None) if units else (None, value)
+                requests.append(Request(match, counted[part], *asked))
             elif match.named or counted:
                 raise GrowthError(
                     f"Layer {label(match.facts)} has no {key!r} that could {self._change}",
@@ -226,7 +243,7 @@ class Resizing(Operation):
             old = {width: int(width.size or 0) for width in free}
             new = {w: self._rounded(self._scaled(now, factor)) for w, now in old.items()}
             return {w: n for w, n in new.items() if n != old[w] and (n > old[w]) == self._grows}
-        sizes, possible = self._sizes_for(expression, units)
+        sizes, possible = sizes_for(expression, units)
         if sizes is None:
             raise SizeError(
                 f"Layer {label(request.facts)} can't be {self._done} to {units} units",
@@ -244,24 +261,21 @@ class Resizing(Operation):
                 raise self._no_units(draft, facts)
             kind = type(facts.operation).__name__
             return "has no units of its own" if facts.has_rule else f"{kind} has no rule"
-        widths = list(widths_of(request.expression))
-        if any(width.obstacle is None for width in widths):
+        if growable(request.expression):
             return None
-        width = widths[0] if widths else None
-        reason = str(width.obstacle) if width is not None else "its size is fixed"
+        width = next(widths_of(request.expression), None)
+        reason = "its size is fixed" if width is None else str(width.obstacle)
         if not match.named:
             return reason
-        path = draft.path_to_obstacle(facts, width) if width is not None else [facts.path]
-        facts_known = reversed(draft.inference.facts.values())
-        known = {one.path: one.operation for one in facts_known}
+        path = [facts.path] if width is None else draft.path_to_obstacle(facts, width)
+        known = {one.path: one.operation for one in reversed(draft.inference.facts.values())}
+        instead = self._another
+        if "has no rule" in reason and path[-1] in known:
+            instead = f"{_register(known[path[-1]])}, or {self._do} another layer"
         raise FixedWidthError(
             f"Layer {label(facts)} can't be {self._done}",
             f"its width is fixed: {reason} (path: {' -> '.join(path)})",
-            (
-                f"{_register(known[path[-1]])}, or {self._do} another layer"
-                if "has no rule" in reason and path[-1] in known
-                else self._another
-            ),
+            instead,
         )
 
     @property
@@ -293,25 +307,23 @@ class Resizing(Operation):
             problem, f"a {kind} makes no units of its own", f"{self._do.capitalize()} {instead}"
         )
 
-    def _conflict(self, request: Request, width: Width, size: int, asked: Asked) -> ConflictError:
-        names = ", ".join(repr(match.facts.path) for match in asked.matches[width])
-        return ConflictError(
-            f"Layer {label(request.facts)} can't be {self._done} to {size} units",
-            f"its units are tied to those of {names} (width {width!r}), "
-            f"for which {asked.sizes[width]} are asked",
-            "Ask for one size",
-        )
+    def _step(
+        self, asked: Asked, changed: tuple[Any, Any] = ((), ()), notes: Iterable[str] = ()
+    ) -> list[Step]:
+        """What was done: the widths and layers that changed, if any did."""
+        skipped = tuple(asked.skipped)
+        return [Step(self, *changed, (), skipped, tuple(notes), self.exact)]
 
-    def _nothing(self, draft: Draft, skipped: list[Skipped]) -> list[Step]:
+    def _nothing(self, draft: Draft, asked: Asked) -> list[Step]:
         """No layer changes: fine if all had their size before, else an error."""
-        if not skipped or not all("already" in skip.reason for skip in skipped):
+        if not asked.skipped or not all("already" in skip.reason for skip in asked.skipped):
             raise FixedWidthError(
                 f"No layer of the model {draft.model.name!r} that was asked for can be "
                 f"{self._done}",
-                reasons(skipped) or "there is none that makes units",
+                reasons(asked.skipped) or "there is none that makes units",
                 self._another,
             )
-        return [Step(self, skipped=tuple(skipped), exact=self.exact)]
+        return self._step(asked)
 
 
 def _register(operation: Any) -> str:

@@ -384,10 +384,7 @@ class Draft:
                 for weight in inserted.insertion.weights:
                     self.shapes[f"{inserted.path}/{weight.name}"] = weight.shape
                 self.count(inserted.insertion)
-        if reader is None:
-            g.insert_after(after, calls, last)
-        else:
-            g.insert_before(reader, after, calls[0], last)
+        g.insert(after, calls, last, reader)
         self._inference = None
 
     def replace(

@@ -79,43 +79,40 @@ def matmul(call: RuleCall, x1: Any, x2: Any) -> Axes:
     return (*batch, *left, *right)
 
 
+def _sum_over(
+    call: RuleCall, x1: Any, x2: Any, first: Sequence[int], second: Sequence[int]
+) -> Axes:
+    """Sums over pairs of axes; all others are the output's."""
+    a, b = axes_of(x1), axes_of(x2)
+    first, second = [at % len(a) for at in first], [at % len(b) for at in second]
+    contract(call, [(a[i], b[j]) for i, j in zip(first, second, strict=True)], _count(x1, x2))
+    kept = [axis for i, axis in enumerate(a) if i not in first]
+    kept += [axis for j, axis in enumerate(b) if j not in second]
+    _make(call, *kept)
+    return tuple(kept)
+
+
 @register_rule(ops.dot)
-def dot(call: RuleCall, x1: Any, x2: Any) -> Axes | None:
+def dot(call: RuleCall, x1: Any, x2: Any) -> Axes:
     """Sums over the last axis of one, the last but one of the other; passes the others."""
     a, b = axes_of(x1), axes_of(x2)
-    if not a or not b:
-        return a or b
-    row = len(b) == 1
-    contract(call, [(a[-1], b[0] if row else b[-2])], _count(x1, x2))
-    right = () if row else (*b[:-2], b[-1])
-    _make(call, *a[:-1], *right)
-    return (*a[:-1], *right)
+    return _sum_over(call, x1, x2, [-1], [max(-2, -len(b))]) if a and b else a or b
 
 
 @register_rule(ops.inner)
 def inner(call: RuleCall, x1: Any, x2: Any) -> Axes:
     """Sums over the last axes; passes the others."""
-    a, b = axes_of(x1), axes_of(x2)
-    contract(call, [(a[-1], b[-1])], _count(x1, x2))
-    _make(call, *a[:-1], *b[:-1])
-    return (*a[:-1], *b[:-1])
+    return _sum_over(call, x1, x2, [-1], [-1])
 
 
 @register_rule(ops.tensordot)
 def tensordot(call: RuleCall, x1: Any, x2: Any) -> Axes:
     """Sums over the axes that are named; passes the others."""
-    a, b = axes_of(x1), axes_of(x2)
     axes = call.layer.axes
     if isinstance(axes, int):
-        first, second = list(range(len(a) - axes, len(a))), list(range(axes))
-    else:
-        first, second = ([at] if isinstance(at, int) else list(at) for at in axes)
-    first, second = [at % len(a) for at in first], [at % len(b) for at in second]
-    contract(call, [(a[i], b[j]) for i, j in zip(first, second, strict=True)], _count(x1, x2))
-    left = [axis for i, axis in enumerate(a) if i not in first]
-    right = [axis for j, axis in enumerate(b) if j not in second]
-    _make(call, *left, *right)
-    return (*left, *right)
+        return _sum_over(call, x1, x2, range(-axes, 0), range(axes))
+    first, second = ([at] if isinstance(at, int) else list(at) for at in axes)
+    return _sum_over(call, x1, x2, first, second)
 
 
 @register_rule(ops.einsum)

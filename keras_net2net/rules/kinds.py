@@ -11,15 +11,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_net2net.graph.opening import settings_text
-from keras_net2net.widths.expressions import (
-    Axes,
-    Expression,
-    Fixed,
-    Obstacle,
-    is_axes,
-    split_part,
-    widths_of,
-)
+from keras_net2net.widths.expressions import Axes, Expression, Fixed, Obstacle, is_axes, widths_of
 from keras_net2net.widths.registry import Refusal, Rule
 from keras_net2net.widths.rule_call import RuleCall
 from keras_net2net.widths.treatments import (
@@ -34,6 +26,7 @@ from keras_net2net.widths.treatments import (
     Joins,
     Treatment,
 )
+from keras_net2net.widths.unification import split_part
 
 
 def named(names: str, where: Any = ops) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from keras import layers
 
-from keras_net2net.widths.expressions import Axes, product, regroup
+from keras_net2net.widths.expressions import Axes, product
 from keras_net2net.widths.facts import Scaled, follows
 from keras_net2net.widths.registry import refuse, register_rule
 from keras_net2net.widths.rule_call import RuleCall
@@ -25,6 +25,7 @@ from keras_net2net.widths.treatments import (
     SHIFTS,
     STANDARDIZES,
 )
+from keras_net2net.widths.unification import regroup
 
 
 @register_rule(layers.BatchNormalization)

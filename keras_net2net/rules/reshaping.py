@@ -7,10 +7,11 @@ from typing import Any
 from keras import layers
 
 from keras_net2net.rules.kinds import of_all_ranks, with_space
-from keras_net2net.widths.expressions import Axes, Expression, Fixed, product, regroup
+from keras_net2net.widths.expressions import Axes, Expression, Fixed, product
 from keras_net2net.widths.registry import register_rule
 from keras_net2net.widths.rule_call import RuleCall
 from keras_net2net.widths.treatments import MOVES, PASSES
+from keras_net2net.widths.unification import regroup
 
 
 @register_rule(layers.Flatten)

@@ -13,7 +13,7 @@ import numpy as np
 from keras_net2net import internals
 from keras_net2net.errors import LogError
 from keras_net2net.growth.freezing import check_freeze
-from keras_net2net.growth.grow import check_arguments, grow
+from keras_net2net.growth.grow import Options, check_arguments, grow_model
 from keras_net2net.growth.report import GrowthReport
 from keras_net2net.training.resume.log import LoggedGrowth, Watch
 from keras_net2net.training.resume.recorder import Recorder
@@ -23,36 +23,16 @@ class GrowingCallback(keras.callbacks.Callback):
     """A callback that grows the model, and tells of it; `_begin` says when.
 
     Args:
-        seed: See `grow`.
-        optimizer_state: See `grow`.
-        learning_rate: See `grow`.
-        verify: See `grow`.
-        calibration: See `grow`.
-        freeze: See `grow`.
+        options: How the model grows, `seed` to `freeze` of `grow`.
         log: The path of the growth log, or `None`.
         verbose: `0` is silent, `1` prints a line for each growth.
     """
 
-    def __init__(
-        self,
-        seed: int | None,
-        optimizer_state: str,
-        learning_rate: Any,
-        verify: Any,
-        calibration: Any,
-        freeze: str | None,
-        log: Any,
-        verbose: int,
-    ) -> None:
+    def __init__(self, options: Options, log: Any, verbose: int) -> None:
         super().__init__()
-        check_arguments(optimizer_state, learning_rate)
-        check_freeze(freeze)
-        self.seed = seed
-        self.optimizer_state = optimizer_state
-        self.learning_rate = learning_rate
-        self.verify = verify
-        self.calibration = calibration
-        self.freeze = freeze
+        check_arguments(options.optimizer_state, options.learning_rate)
+        check_freeze(options.freeze)
+        self.options = options
         self.verbose = verbose
         self.history: list[GrowthReport] = []
         self._event = 0
@@ -153,8 +133,8 @@ class GrowingCallback(keras.callbacks.Callback):
             The report.
         """
         operations = self._recorder.prepare(self.model, operations)
-        seed = self._recorder.seed(self, epoch, self.seed)
-        report = self._grown(operations, epoch, seed, self.verify)
+        seed = self._recorder.seed(self, epoch, self.options.seed)
+        report = self._grown(operations, epoch, seed=seed)
         self._recorder.record(self, operations, report)
         self.history.append(report)
         self._event = int(not report.plan.empty)
@@ -162,33 +142,27 @@ class GrowingCallback(keras.callbacks.Callback):
         return report
 
     def _grown(
-        self, operations: Any, epoch: int, seed: int | None, verify: Any, callbacks: Any = None
+        self, operations: Any, epoch: int, callbacks: Any = None, **changed: Any
     ) -> GrowthReport:
         """Grows the model in silence, and returns the report."""
-        report = grow(
-            self.model,
-            operations,
-            seed=seed,
-            optimizer_state=self.optimizer_state,
-            learning_rate=_told(self.learning_rate, epoch),
-            verify=verify,
-            calibration=self._data,
-            freeze=self.freeze,
-            callbacks=callbacks,
+        rate = _told(self.options.learning_rate, epoch)
+        options = dataclasses.replace(
+            self.options, learning_rate=rate, calibration=self._data, **changed
         )
+        report = grow_model(self.model, operations, options, callbacks=callbacks)
         return dataclasses.replace(report, epoch=epoch)
 
     def _grow_again(self, growth: LoggedGrowth) -> GrowthReport:
         """Does a logged growth to a model whose weights are loaded afterwards."""
         # The other callbacks begin anew, and may hold weights of another model till then.
-        return self._grown(
-            list(growth.operations), growth.epoch or 0, growth.seed, verify=False, callbacks=()
-        )
+        changed = {"seed": growth.seed, "verify": False}
+        return self._grown(list(growth.operations), growth.epoch or 0, (), **changed)
 
     @property
     def _data(self) -> Any:
         """The data for operations that want some: what was given, or that of the `fit`."""
-        return _FitData(self.model) if self.calibration is None else self.calibration
+        given = self.options.calibration
+        return _FitData(self.model) if given is None else given
 
     def _tell(self, headline: str, notes: tuple[str, ...] = ()) -> None:
         self._headlines.append(headline)

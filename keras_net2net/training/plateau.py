@@ -11,7 +11,7 @@ from typing import Any
 from keras_net2net import internals
 from keras_net2net.errors import GrowthError, real_number, receiving, whole_number
 from keras_net2net.growth.best_weights import BestWeights, callbacks_of, concerned, own_weights
-from keras_net2net.growth.grow import plan
+from keras_net2net.growth.grow import Options, plan
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.operations.base import Operation, as_operations
 from keras_net2net.training.base import GrowingCallback
@@ -122,9 +122,8 @@ class GrowOnPlateau(GrowingCallback):
         log: Any = None,
         verbose: int = 1,
     ) -> None:
-        super().__init__(
-            seed, optimizer_state, learning_rate, verify, calibration, freeze, log, verbose
-        )
+        options = Options(seed, optimizer_state, learning_rate, verify, calibration, freeze)
+        super().__init__(options, log, verbose)
         self.operations = _checked(operations)
         _check(self.operations, cycle, monitor, mode, min_delta)
         self.monitor = monitor
@@ -153,9 +152,8 @@ class GrowOnPlateau(GrowingCallback):
         now, interrupted = self._now, self._trial  # of an earlier `fit` in this process
         went_on = Watch(position=now.position, growths=now.growths, finished=now.finished)
         self._go_on(went_on, None)
-        state = self._recorder.state_of(self)
-        if state is not None:
-            watch, trial = state
+        watch, trial = self._recorder.state_of(self)
+        if watch is not None:
             if trial is None and interrupted is not None and interrupted.logged == watch.trial:
                 trial = interrupted
             self._go_on(watch, trial)
@@ -259,7 +257,7 @@ class GrowOnPlateau(GrowingCallback):
     def _fits(self, operations: Any, epoch: int) -> bool:
         if self.max_params is None:
             return True
-        planned = plan(self.model, operations, seed=self.seed, calibration=self._data)
+        planned = plan(self.model, operations, seed=self.options.seed, calibration=self._data)
         if planned.empty or planned.parameters_after <= self.max_params:
             return True
         self._now.finished = True

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from keras_net2net.errors import GrowthError, receiving, whole_number
+from keras_net2net.growth.grow import Options
 from keras_net2net.operations.base import as_operations
 from keras_net2net.training.base import GrowingCallback
 
@@ -83,9 +84,8 @@ class GrowthScheduler(GrowingCallback):
         log: Any = None,
         verbose: int = 1,
     ) -> None:
-        super().__init__(
-            seed, optimizer_state, learning_rate, verify, calibration, freeze, log, verbose
-        )
+        options = Options(seed, optimizer_state, learning_rate, verify, calibration, freeze)
+        super().__init__(options, log, verbose)
         self.schedule = _checked(schedule)
         self.across_fits = across_fits
         self.epochs_seen = 0
@@ -97,14 +97,10 @@ class GrowthScheduler(GrowingCallback):
         self.epochs_seen += 1
         if self._already(now):
             return
-        operations = self._operations(now)
+        planned = self.schedule
+        operations = planned.get(now) if isinstance(planned, Mapping) else planned(now, self.model)
         if operations is not None:
             self._grow(operations, now)
-
-    def _operations(self, epoch: int) -> Any:
-        if isinstance(self.schedule, Mapping):
-            return self.schedule.get(epoch)
-        return self.schedule(epoch, self.model)
 
 
 def _checked(schedule: Schedule) -> Schedule:

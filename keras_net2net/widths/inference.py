@@ -25,7 +25,6 @@ from keras_net2net.widths.expressions import (
     Width,
     fix,
     is_axes,
-    unify,
     widths_of,
 )
 from keras_net2net.widths.facts import Facts
@@ -35,6 +34,7 @@ from keras_net2net.widths.registry import needs_opening, rule_for, settings_of
 from keras_net2net.widths.rule_call import RuleCall
 from keras_net2net.widths.sharing import check_variables, share_demands, share_parts
 from keras_net2net.widths.treatments import ANYTHING, Content
+from keras_net2net.widths.unification import unify
 
 
 def infer(

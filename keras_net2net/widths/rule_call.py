@@ -19,7 +19,6 @@ from keras_net2net.widths.expressions import (
     Width,
     fix,
     resolve,
-    unify,
     widths_of,
 )
 from keras_net2net.widths.facts import (
@@ -37,6 +36,7 @@ from keras_net2net.widths.facts import (
 from keras_net2net.widths.inferred import Inferred
 from keras_net2net.widths.registry import rule_for
 from keras_net2net.widths.treatments import ANYTHING, Content, Treatment
+from keras_net2net.widths.unification import unify
 
 # Follows units through a function: what it is, the axes of its argument, dtype and path.
 Follow = Callable[[Any, Axes, str, str], Axes | None]

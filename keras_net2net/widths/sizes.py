@@ -42,12 +42,12 @@ def growable(expression: Expression) -> list[Width]:
 def sizes_for(expression: Expression, units: int) -> tuple[dict[Width, int] | None, list[int]]:
     """Finds sizes of the free widths with which an expression has `units` units.
 
-    A concatenation grows all its free parts in proportion; where the last units
-    don't divide, the first parts that fit take them.
+    A concatenation changes all its free parts in proportion; where the last units
+    don't divide, the first parts that fit take them, or give them up.
 
     Args:
         expression: The expression; at least one width in it is free.
-        units: The size wanted, above the present one.
+        units: The size wanted, above the present one or below it.
 
     Returns:
         The sizes, or `None` where there are none; then the nearest sizes that
@@ -55,64 +55,34 @@ def sizes_for(expression: Expression, units: int) -> tuple[dict[Width, int] | No
     """
     now = {width: int(width.size or 0) for width in growable(expression)}
     start = evaluate(expression, now)
-    steps = {w: evaluate(expression, {**now, w: size + 1}) - start for w, size in now.items()}
+    sign = 1 if units > start else -1
+    steps = {w: sign * (evaluate(expression, {**now, w: n + sign}) - start) for w, n in now.items()}
     total = sum(steps[width] * size for width, size in now.items())
-    grown = {width: size + (units - start) * size // total for width, size in now.items()}
-    sums = _sums(steps, units - start + min(steps.values()))
-    for base in (grown, now):
-        sizes, missing = dict(base), units - evaluate(expression, base)
-        while missing > 0 and (width := sums[missing]) is not None:
-            sizes[width] += 1
-            missing -= steps[width]
+    more = abs(units - start)
+    changed = {w: max(1, n + sign * (more * n // total)) for w, n in now.items()}
+    sums = _sums(steps, more + min(steps.values()))
+    for base in (changed, now):
+        sizes, missing = dict(base), sign * (units - evaluate(expression, base))
+        while missing > 0:
+            # A unit can only go while another one of its width stays.
+            left = {w: missing - step for w, step in steps.items() if sign > 0 or sizes[w] > 1}
+            fits = [w for w, rest in left.items() if rest >= 0 and sums[rest]]
+            if not fits:
+                break
+            sizes[fits[0]] += sign
+            missing = left[fits[0]]
         if evaluate(expression, sizes) == units:
-            return {width: size for width, size in sizes.items() if size > now[width]}, []
-    possible = [start + more for more, width in enumerate(sums) if width is not None]
+            return {width: size for width, size in sizes.items() if size != now[width]}, []
+    least = evaluate(expression, dict.fromkeys(now, 1))
+    possible = [start + sign * n for n, can in enumerate(sums) if n and can]
+    possible = sorted(size for size in possible if size >= least) or [least]
     below = [size for size in possible if size < units][-1:]
     return None, below + [size for size in possible if size > units][:1]
 
 
-def smaller_sizes_for(
-    expression: Expression, units: int
-) -> tuple[dict[Width, int] | None, list[int]]:
-    """Finds smaller sizes of the free widths with which an expression has `units` units.
-
-    Args:
-        expression: The expression; at least one width in it is free.
-        units: The size wanted, below the present one.
-
-    Returns:
-        As `sizes_for`.
-    """
-    now = {width: int(width.size or 0) for width in growable(expression)}
-    start = evaluate(expression, now)
-    steps = {w: start - evaluate(expression, {**now, w: size - 1}) for w, size in now.items()}
-    total = sum(steps[width] * size for width, size in now.items())
-    shrunk = {w: max(1, size - (start - units) * size // total) for w, size in now.items()}
-    sums = _sums(steps, start - units + min(steps.values()))
-    for base in (shrunk, now):
-        sizes, missing = dict(base), evaluate(expression, base) - units
-        while missing > 0:
-            rest = {w: missing - step for w, step in steps.items() if sizes[w] > 1}
-            fits = [w for w, left in rest.items() if left == 0 or (left > 0 and sums[left])]
-            if not fits:
-                break
-            sizes[fits[0]] -= 1
-            missing = rest[fits[0]]
-        if evaluate(expression, sizes) == units:
-            return {width: size for width, size in sizes.items() if size < now[width]}, []
-    least = evaluate(expression, dict.fromkeys(now, 1))
-    possible = [start - less for less, width in enumerate(sums) if width is not None]
-    possible = [size for size in possible if size >= least] or [least]
-    above = [size for size in possible if size > units][-1:]
-    return None, [size for size in possible if size < units][:1] + above
-
-
-def _sums(steps: Mapping[Width, int], most: int) -> list[Width | None]:
-    """For each number up to `most`, a width whose step is the last of a sum of steps to it."""
-    sums: list[Width | None] = [None] * (most + 1)
+def _sums(steps: Mapping[Width, int], most: int) -> list[bool]:
+    """For each number up to `most`, whether it is a sum of steps."""
+    sums = [True] + [False] * most
     for number in range(1, most + 1):
-        for width, step in steps.items():
-            if step == number or (step < number and sums[number - step] is not None):
-                sums[number] = width
-                break
+        sums[number] = any(step <= number and sums[number - step] for step in steps.values())
     return sums

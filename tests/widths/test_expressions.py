@@ -18,13 +18,10 @@ from keras_net2net.widths.expressions import (
     concat,
     fix,
     product,
-    regroup,
     resolve,
-    split_factor,
-    split_part,
-    unify,
     widths_of,
 )
+from keras_net2net.widths.unification import regroup, split_factor, split_part, unify
 
 pytestmark = pytest.mark.pure
 

@@ -18,7 +18,7 @@ from keras_net2net.widths.expressions import (
     fix,
     product,
 )
-from keras_net2net.widths.sizes import evaluate, growable, sizes_for, smaller_sizes_for
+from keras_net2net.widths.sizes import evaluate, growable, sizes_for
 
 pytestmark = pytest.mark.pure
 
@@ -127,16 +127,16 @@ def test_a_size_is_found_if_there_is_one_and_the_nearest_are_told_if_not(parts, 
 
 def test_a_concatenation_shrinks_in_proportion_and_leaves_a_unit_of_each_part():
     a, b = widths(4, 8)
-    assert smaller_sizes_for(a, 1) == ({a: 1}, [])
-    assert smaller_sizes_for(Concat((a, b)), 6) == ({a: 2, b: 4}, [])
-    assert smaller_sizes_for(Concat((a, b)), 11) == ({a: 3}, [])
-    assert smaller_sizes_for(Concat((a, b)), 2) == ({a: 1, b: 1}, [])
-    sizes, possible = smaller_sizes_for(Concat((a, b)), 1)
+    assert sizes_for(a, 1) == ({a: 1}, [])
+    assert sizes_for(Concat((a, b)), 6) == ({a: 2, b: 4}, [])
+    assert sizes_for(Concat((a, b)), 11) == ({a: 3}, [])
+    assert sizes_for(Concat((a, b)), 2) == ({a: 1, b: 1}, [])
+    sizes, possible = sizes_for(Concat((a, b)), 1)
     assert sizes is None
     assert possible == [2]
 
 
 def test_a_product_shrinks_by_whole_multiples():
     (a,) = widths(5)
-    assert smaller_sizes_for(Product((Fixed(4), a)), 12) == ({a: 3}, [])
-    assert smaller_sizes_for(Product((Fixed(4), a)), 10) == (None, [8, 12])
+    assert sizes_for(Product((Fixed(4), a)), 12) == ({a: 3}, [])
+    assert sizes_for(Product((Fixed(4), a)), 10) == (None, [8, 12])

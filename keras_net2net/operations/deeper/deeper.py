@@ -28,9 +28,7 @@ from keras_net2net.operations.deeper.forms import (
     normalization_notes,
 )
 from keras_net2net.operations.deeper.identities import leaves_alone, prelu
-from keras_net2net.operations.deeper.repeat import Part
 from keras_net2net.operations.deeper.residual import (
-    Options,
     block_between,
     blocks_behind,
     can_branch,
@@ -179,8 +177,8 @@ class Deeper(Operation):
         count = whole_number(self.count, "`count`", kind="a number of layers")
         self._set(layers=fixed_request(self.layers), count=count)
         for name in ("units", "rank"):
-            if vars(self)[name] is not None:
-                self._set(**{name: whole_number(vars(self)[name], f"`{name}`")})
+            value = vars(self)[name]
+            self._set(**{name: None if value is None else whole_number(value, f"`{name}`")})
         check_normalized(self.batch_norm, "the layer's block")
         if self.between is not None:
             self._set(between=self._pair())
@@ -269,7 +267,7 @@ class Deeper(Operation):
             return super().by_path(draft)
         paths = {id(call.operation): call.path for _, call in draft.graph.all_calls()}
         named = {key: plain(vars(self)[key], paths) for key in ("layers", "between")}
-        return type(self).from_config({**vars(self), **named})
+        return dataclasses.replace(self, **named)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments but for data, ready to be written as JSON."""
@@ -281,7 +279,11 @@ class Deeper(Operation):
     def draft(self, draft: Draft) -> list[Step]:
         """Inserts the layers into a draft."""
         if self._repeats:
-            return self._draft_blocks(draft)
+            ends: dict[int, Tensor] = {}
+            if self.between is not None:
+                return [insert_blocks(self, draft, block_between(draft, self.between), ends)]
+            targets = blocks_behind(draft, self.layers)
+            return [insert_blocks(self, draft, target, ends) for target in targets]
         family = KERNELS if self.form == "factor" else FAMILY  # what a pattern means
         found = [
             match.facts
@@ -303,26 +305,6 @@ class Deeper(Operation):
             steps += self._widened(draft, steps)
         return steps
 
-    def _draft_blocks(self, draft: Draft) -> list[Step]:
-        """Inserts residual blocks, or repeats the part between two tensors."""
-        ends: dict[int, Tensor] = {}
-        if self.between is not None:
-            found: list[Part | Block] = [block_between(draft, self.between)]
-        else:
-            found = blocks_behind(draft, self.layers)
-        return [self._block(draft, target, ends) for target in found]
-
-    def _block(
-        self,
-        draft: Draft,
-        target: Part | Block,
-        ends: dict[int, Tensor],
-        notes: tuple[str, ...] = (),
-    ) -> Step:
-        options = Options(self.count, self.batch_norm, self.activation, self.units)
-        insertions, more = insert_blocks(draft, target, options, ends)
-        return Step(self, insertions=tuple(insertions), notes=(*notes, *more))
-
     def _point(self, draft: Draft, facts: Facts) -> InsertionPoint:
         """What is known of a layer after which something is to be inserted."""
         layer = facts.operation
@@ -343,11 +325,10 @@ class Deeper(Operation):
     def _check_units(self, facts: Facts, end: Tensor) -> None:
         """Checks that the new layers can have as many units as were asked for."""
         layer = facts.operation
+        einsum = isinstance(layer, layers.EinsumDense)
+        units = int((facts.main.size if einsum else end.shape[channel_axis(layer, end)]) or 0)
         if self.units is None:
             return
-        units = int(end.shape[channel_axis(layer, end)] or 0)
-        if isinstance(layer, layers.EinsumDense):
-            units = int(facts.main.size or 0)
         if isinstance(layer, DEPTHWISE) or len(facts.units) > 1:
             why = f"{type(layer).__name__} makes no units of one kind"
             instead = "Leave `units` out, and widen what makes its channels"
@@ -356,17 +337,14 @@ class Deeper(Operation):
             instead = f"Pass at least {units} units"
         else:
             return
-        raise SizeError(
-            f"The layer after {label(facts)} can't have {self.units} units",
-            why,
-            instead,
-        )
+        problem = f"The layer after {label(facts)} can't have {self.units} units"
+        raise SizeError(problem, why, instead)
 
     def _after(self, draft: Draft, point: InsertionPoint) -> Step:
         """Inserts the layers after one layer."""
         form, notes = choose(point) if self.form == "auto" else (self.form, ())
         if form == "residual":
-            return self._block(draft, point.blocks[0], {}, notes)
+            return insert_blocks(self, draft, point.blocks[0], {}, notes)
         chain = functools.partial(self._chain, draft, point, form)
         insertions = insert_chains(draft, point, self.count, chain, followed=0)
         notes = (*notes, *normalization_notes(insertions, point))
@@ -374,9 +352,8 @@ class Deeper(Operation):
 
     def _widened(self, draft: Draft, steps: list[Step]) -> list[Step]:
         """Widens what was inserted."""
-        paths = [
-            i.path for step in steps for i in step.insertions if issubclass(i.layer_class, FAMILY)
-        ]
+        made = [one for step in steps for one in step.insertions]
+        paths = [one.path for one in made if issubclass(one.layer_class, FAMILY)]
         facts = {one.path: one for one in draft.layers()}
         narrow = [path for path in paths if facts[path].main.size != self.units]
         return Wider(narrow, self.units).steps(draft) if narrow else []

@@ -7,6 +7,7 @@ on, whatever the strides, padding or groups of the layer whose family it is of.
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,8 +48,12 @@ def kernel_layer(layer: Any, path: str, end: Tensor, activation: Any = None) -> 
         weights = [InitialWeight("kernel", (units, units), identity_at=())]
     else:
         weights = _sliding(layer, config, units)
-    bias = [InitialWeight("bias", (units,))] if config.get("use_bias", True) else []
-    return new_layer(path, type(layer), config, [*weights, *bias])
+    return new_layer(path, type(layer), config, [*weights, *zero_bias(config, units)])
+
+
+def zero_bias(config: Mapping[str, Any], units: int) -> list[InitialWeight]:
+    """The bias of a layer of a configuration, if it has one."""
+    return [InitialWeight("bias", (units,))] if config.get("use_bias", True) else []
 
 
 def kernel_config(layer: Any) -> dict[str, Any]:
@@ -99,7 +104,7 @@ def _einsum(layer: Any, config: dict[str, Any], path: str, end: Tensor) -> Inser
     new = [letter for letter in weight if letter not in given]
     if not right or not new or any(letter not in right for letter in new):
         return f"its equation {layer.equation!r} makes no axis of its own"
-    free = [letter for letter in _LETTERS if letter not in left + right]
+    free = [letter for letter in string.ascii_letters if letter not in left + right]
     if len(free) < len(new):
         return f"no letters are left in its equation {layer.equation!r}"
     ordered = [letter for letter in right if letter in new]
@@ -111,19 +116,11 @@ def _einsum(layer: Any, config: dict[str, Any], path: str, end: Tensor) -> Inser
     shape = tuple(sizes[letter] for letter in ordered)
     if config["bias_axes"]:
         config["bias_axes"] = "".join(renamed.get(x, x) for x in config["bias_axes"])
-    weights = [
-        InitialWeight(
-            "kernel",
-            (*shape, *shape),
-            np.eye(math.prod(shape), dtype="float32").reshape(*shape, *shape),
-        )
-    ]
+    identity = np.eye(math.prod(shape), dtype="float32").reshape(*shape, *shape)
+    weights = [InitialWeight("kernel", identity.shape, identity)]
     if layer.bias is not None:
         weights.append(InitialWeight("bias", tuple(layer.bias.shape)))
     return new_layer(path, type(layer), config, weights)
-
-
-_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def _sizes(term: str, tensor: Tensor) -> dict[str, int]:

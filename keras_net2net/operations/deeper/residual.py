@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import keras
@@ -17,11 +16,11 @@ from keras_net2net.operations.deeper.identities import (
     activation_layer,
     fresh_normalization,
     kernel_config,
+    zero_bias,
 )
 from keras_net2net.operations.deeper.repeat import Part, part_between, repeat, same_shape
 from keras_net2net.operations.deeper.silence import Silencer
 from keras_net2net.operations.deeper.sums import (
-    Sum,
     adds_or_subtracts,
     period_of,
     run_of,
@@ -33,26 +32,9 @@ from keras_net2net.operations.families import KERNELS, bn_axis, size_key
 from keras_net2net.operations.select import Output, each_of, find_output, is_pattern, outputs_like
 from keras_net2net.planning.draft import Draft
 from keras_net2net.planning.making import Inserted
-from keras_net2net.planning.plan import InitialWeight, Insertion
+from keras_net2net.planning.plan import InitialWeight, Insertion, Step
 from keras_net2net.planning.remaps import generator
 from keras_net2net.widths.inferred import Inferred
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What the new blocks are like: `None` stands for what the layer or block has.
-
-    Args:
-        count: How many blocks.
-        batch_norm: Whether they are normalized.
-        activation: Their activation.
-        units: The number of their hidden units.
-    """
-
-    count: int = 1
-    batch_norm: bool | None = None
-    activation: Any = None
-    units: int | None = None
 
 
 def blocks_behind(draft: Draft, wanted: Any) -> list[Part | Block]:
@@ -105,19 +87,16 @@ def _block_part(state: Inferred, output: Output, only_ends: bool = False) -> Par
     graph, call = output.graph, output.call
     if call is None:
         return None
-    if call.inner is not None:
-        part = _composite(state, output)
-        if part is not None:
-            return part
+    part = _composite(state, output)
+    if part is not None:
+        return part
     sums = {id(one.call): one for one in sums_of(state, graph)}
     tensor = output.tensor
     end = sum_at(state, graph, tensor, sums)
-    if end is None:
-        end = None if only_ends else sum_behind(state, graph, call, sums)
-        if end is None:
-            return None
-        tensor = end.end
-    if only_ends and not (end.carried and end.start.shape == tensor.shape):
+    if end is None and not only_ends:
+        end = sum_behind(state, graph, call, sums)
+        tensor = tensor if end is None else end.end
+    if end is None or (only_ends and not (end.carried and end.start.shape == tensor.shape)):
         return None
     following = graph.only_reader(tensor)
     while following is not None and activation_of(following.operation) is not None:
@@ -128,17 +107,17 @@ def _block_part(state: Inferred, output: Output, only_ends: bool = False) -> Par
     start = run[at - period_of(state, graph, run, at) + 1].start
     part = part_between(state, Output.of(graph, start), Output.of(graph, tensor))
     if not same_shape(start, tensor):
-        raise _other_shape(state, part, sums)
+        raise _other_shape(state, part)
     return part
 
 
 def _composite(state: Inferred, output: Output) -> Part | None:
     """A layer or nested model that holds a whole block."""
     call = output.call
-    if call is None or call.inner is None or not call.inputs:
+    if call is None or call.inner is None or not call.inputs or len(call.outputs) != 1:
         return None
     start = call.inputs[0]
-    if not same_shape(start, output.tensor) or len(call.outputs) != 1:
+    if not same_shape(start, output.tensor):
         return None
     solution = Silencer(state, [call], start, None).identity(output.tensor)
     sums = any(adds_or_subtracts(state, one) for one in call.inner.calls)
@@ -158,7 +137,7 @@ def _plain(state: Inferred, output: Output) -> Block:
 
 
 def _fresh(
-    draft: Draft, block: Block, options: Options, after: Tensor
+    draft: Draft, block: Block, operation: Any, after: Tensor
 ) -> tuple[Tensor, list[Insertion]]:
     """Inserts `x + V f(W x)`, with V = 0."""
     layer = block.call.operation
@@ -169,15 +148,14 @@ def _fresh(
     builder.branch(namer.reserve(f"{name}_block"))
     axis = bn_axis(layer)
     units = int(after.shape[axis] or 0)  # its kernel says how many
-    hidden = options.units or units
+    hidden = operation.units or units
     inner = _kernel(layer, builder.path(name), units, hidden, draft.seed)
     x = builder.put(inner, after, resized(after, axis, hidden))
-    if block.normalization is not None if options.batch_norm is None else options.batch_norm:
+    if block.normalization is not None if operation.batch_norm is None else operation.batch_norm:
         path = builder.path(namer.reserve(f"{name}_bn"))
         x = builder.put(fresh_normalization(layer, block, path, x), x)
-    function = block.function if options.activation is None else options.activation
-    if isinstance(function, str):
-        function = keras.activations.get(function)
+    own = operation.activation
+    function = block.function if own is None else keras.activations.get(own)
     if function is not None and not is_linear(function):
         path = builder.path(namer.reserve(f"{name}_activation"))
         x = builder.put(activation_layer(function, path, x), x)
@@ -208,9 +186,7 @@ def _kernel(layer: Any, path: str, given: int, units: int, seed: int | None) -> 
     if seed is not None:
         normal = generator(seed, path, "kernel").standard_normal(kernel)
         value = normal * np.sqrt(2.0 / np.prod(kernel[:-1]))
-    weights = [InitialWeight("kernel", kernel, value)]
-    if config.get("use_bias", True):
-        weights.append(InitialWeight("bias", (units,)))
+    weights = [InitialWeight("kernel", kernel, value), *zero_bias(config, units)]
     cls = next(base for base in KERNELS if isinstance(layer, base))
     cls = type(layer) if type(layer).__init__ is cls.__init__ else cls
     return new_layer(path, cls, config, weights)
@@ -230,42 +206,44 @@ def can_branch(blocks: list[Block]) -> bool:
 
 
 def insert_blocks(
-    draft: Draft, target: Part | Block, options: Options, ends: dict[int, Tensor]
-) -> tuple[list[Insertion], tuple[str, ...]]:
+    operation: Any,
+    draft: Draft,
+    target: Part | Block,
+    ends: dict[int, Tensor],
+    notes: tuple[str, ...] = (),
+) -> Step:
     """Inserts residual blocks behind a part or a layer.
 
     Args:
+        operation: The operation, which says how many blocks, and what they are like: its
+            `batch_norm`, `activation` and `units`, where `None` stands for what the layer has.
         draft: The draft.
         target: The part that is copied, or the layer's block.
-        options: What the new blocks are like.
         ends: For tensors behind which something was inserted, by `id`, what it makes.
+        notes: What a user should know of the choice. Defaults to nothing.
 
     Returns:
-        What was inserted, and what a user should know of it.
+        What was done.
     """
     insertions: list[Insertion] = []
     end = target.end
-    if isinstance(target, Part):
-        _check_options(options, target)
-    for _ in range(options.count):
+    wanted = ("batch_norm", "activation", "units")
+    given = [f"`{key}`" for key in wanted if getattr(operation, key) is not None]
+    if isinstance(target, Part) and given:
+        raise GrowthError(
+            f"{' and '.join(given)} can't be chosen for the block that ends with {target.last!r}",
+            "the new block is a copy of that one",
+            "Leave it out; widen the copy with `Wider` afterwards",
+        )
+    for _ in range(operation.count):
         after = ends.get(id(end), end)
         if isinstance(target, Part):
             ends[id(end)], made = repeat(draft, target, after, ends)
         else:
-            ends[id(end)], made = _fresh(draft, target, options, after)
+            ends[id(end)], made = _fresh(draft, target, operation, after)
         insertions += made
-    return insertions, _notes(target, draft, insertions)
-
-
-def _check_options(options: Options, part: Part) -> None:
-    wanted = ("batch_norm", "activation", "units")
-    given = [f"`{key}`" for key in wanted if getattr(options, key) is not None]
-    if given:
-        raise GrowthError(
-            f"{' and '.join(given)} can't be chosen for the block that ends with {part.last!r}",
-            "the new block is a copy of that one",
-            "Leave it out; widen the copy with `Wider` afterwards",
-        )
+    notes = (*notes, *_notes(target, draft, insertions))
+    return Step(operation, insertions=tuple(insertions), notes=notes)
 
 
 def _notes(target: Part | Block, draft: Draft, insertions: list[Any]) -> tuple[str, ...]:
@@ -275,14 +253,13 @@ def _notes(target: Part | Block, draft: Draft, insertions: list[Any]) -> tuple[s
             f"residual block behind {target.call.path!r}: x + V f(W x); all weights of "
             f"{', '.join(zero)} start at zero",
         )
-    paths = [call.path for call in target.calls]
     zero = [
         f"{one.path}/{weight.name}"
         for one in insertions
         for weight in one.weights
         if isinstance(weight.value, float) and weight.value == 0.0
     ]
-    layers_copied = len(dict.fromkeys(paths))
+    layers_copied = len({call.path for call in target.calls})
     notes = [
         f"copied the block from {target.first!r} to {target.last!r} ({layers_copied} "
         f"{'layer' if layers_copied == 1 else 'layers and operations'}); these start at zero: "
@@ -298,14 +275,15 @@ def _notes(target: Part | Block, draft: Draft, insertions: list[Any]) -> tuple[s
             f"copies of {', '.join(target.solution.randomly)} stand outside of the branches: in "
             "training mode they drop some of what they are given"
         )
-    calls = [call.operation for call in target.calls]
+    copied = {id(call.operation) for call in target.calls}
+    made = {id(call.outputs[0]) for call in target.calls}
     elsewhere = [
         call.path
         for _, call in draft.graph.all_calls()
         if (call.inner is None or not call.inner.opened)
         and isinstance(call.operation, keras.Layer)
-        and any(call.operation is one for one in calls)
-        and all(call.outputs[0] is not one.outputs[0] for one in target.calls)
+        and id(call.operation) in copied
+        and id(call.outputs[0]) not in made
     ]
     if elsewhere:
         names = ", ".join(map(repr, dict.fromkeys(elsewhere)))
@@ -316,19 +294,18 @@ def _notes(target: Part | Block, draft: Draft, insertions: list[Any]) -> tuple[s
 # -- errors ----------------------------------------------------------------------------
 
 
-def _other_shape(state: Inferred, part: Part, sums: dict[int, Sum] | None = None) -> GrowthError:
-    known = list((sums or {id(s.call): s for s in sums_of(state, part.graph)}).values())
+def _other_shape(state: Inferred, part: Part) -> GrowthError:
     return NotIdentityError(
         f"The part from {part.first!r} to {part.last!r} can't be repeated",
         f"it makes the shape {part.end.shape} of the shape {part.start.shape}, as a block with "
         "strides or with a projection for its shortcut does, so that it can't be the identity",
-        _nearest(part.graph, known, part.calls[-1]),
+        _nearest(state, part.graph, part.calls[-1]),
     )
 
 
-def _nearest(graph: Graph, sums: list[Sum], call: Call | None) -> str:
+def _nearest(state: Inferred, graph: Graph, call: Call | None) -> str:
     """What to say of the nearest block that can be repeated."""
-    good = [one for one in sums if one.carried]
+    good = [one for one in sums_of(state, graph) if one.carried]
     if not good:
         return "Name two tensors of one shape: `between=(a, b)`"
     order = {id(x): i for i, one in enumerate(graph.calls) for x in one.outputs}
@@ -346,9 +323,6 @@ def _no_block(state: Inferred, output: Output) -> GrowthError:
         more = f"Name a layer inside it, such as {inside!r}"
     else:
         why = "it isn't the end of a residual block, and no Dense or convolution layer either"
-        more = _nearest(output.graph, sums_of(state, output.graph), call)
-    return GrowthError(
-        f"No residual block can be inserted after {output.path!r} ({kind})",
-        why,
-        more,
-    )
+        more = _nearest(state, output.graph, call)
+    problem = f"No residual block can be inserted after {output.path!r} ({kind})"
+    return GrowthError(problem, why, more)

@@ -8,14 +8,15 @@ added to it on the way must be silent.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_net2net import internals
-from keras_net2net.graph.structure import Call, Graph, Tensor
+from keras_net2net.graph.structure import Call, Tensor
 from keras_net2net.internals.activations import Activation, activation_of, describe
 from keras_net2net.widths.facts import Treated
 from keras_net2net.widths.inferred import Inferred
@@ -41,6 +42,21 @@ class Frame:
     def __post_init__(self) -> None:
         self.makers = {id(t): call for call in self.calls for t in call.outputs}
 
+    def elsewhere(self, tensor: Tensor) -> list[tuple[Tensor, Frame]]:
+        """What a tensor is that comes from outside, or from inside of a call; else nothing."""
+        if id(tensor) in self.entries and self.outer is not None:
+            return [(self.entries[id(tensor)], self.outer)]
+        call = self.makers.get(id(tensor))
+        if call is None:
+            return []
+        found = []
+        for inner in call.insides:
+            pairs = call.entries(inner)
+            entries = {id(inside): outside for inside, outside in pairs if outside is not None}
+            at = inner.flat_outputs[call.outputs.index(tensor)]
+            found.append((at, Frame(inner.calls, entries, self)))
+        return found
+
 
 @dataclasses.dataclass
 class Solution:
@@ -60,7 +76,7 @@ class Solution:
     @property
     def cost(self) -> tuple[int, int]:
         """To compare solutions: projections first, then weights."""
-        return len(self.projections), sum(int(np.prod(v.shape)) for v in self.zeros.values())
+        return len(self.projections), _size(self.zeros)
 
     def join(self, other: Solution) -> Solution:
         """Both."""
@@ -89,14 +105,7 @@ class Silencer:
         self.root = Frame(calls)
         self.start = start
         self.values = values
-        self._uses: dict[int, int] = {}
-        self._count(calls)
-
-    def _count(self, calls: Iterable[Call]) -> None:
-        for call in calls:
-            self._uses[id(call.operation)] = self._uses.get(id(call.operation), 0) + 1
-            if call.inner is not None:
-                self._count(call.inner.calls)
+        self._uses = collections.Counter(_operations(calls))
 
     def identity(self, end: Tensor) -> Solution | None:
         """What makes a tensor of the part equal to its start; `None` if nothing does."""
@@ -124,20 +133,17 @@ class Silencer:
     def _equal(self, tensor: Tensor, frame: Frame, chosen: Zeros) -> Solution | None:
         if tensor is self.start:
             return Solution()
-        if id(tensor) in frame.entries and frame.outer is not None:
-            return self._equal(frame.entries[id(tensor)], frame.outer, chosen)
-        call = frame.makers.get(id(tensor))
-        if call is None:
-            return None
-        if call.inner is not None:
+        if elsewhere := frame.elsewhere(tensor):
             both = Solution()
-            for inner in call.insides:
-                at = inner.flat_outputs[call.outputs.index(tensor)]
-                more = self._equal(at, _enter(call, inner, frame), chosen | both.zeros)
+            for one, at in elsewhere:
+                more = self._equal(one, at, chosen | both.zeros)
                 if more is None:
                     return None
                 both = both.join(more)
             return both
+        call = frame.makers.get(id(tensor))
+        if call is None:
+            return None
         if self.carries(call):
             found = self._equal(call.inputs[0], frame, chosen)
             if found is not None and self._treatment(call).drops:
@@ -148,23 +154,17 @@ class Silencer:
             return None
         options = []
         inputs = call.inputs
-        for i, carrier in enumerate(inputs):
-            if carrier.shape != tensor.shape:
-                continue
-            if joins == Joins.DIFFERENCE and i > 0:
-                break
-            found = self._equal(carrier, frame, chosen)
+        for i, carrier in enumerate(inputs[:1] if joins == Joins.DIFFERENCE else inputs):
+            found = self._equal(carrier, frame, chosen) if carrier.shape == tensor.shape else None
             if found is None:
                 continue
             for branch in inputs[:i] + inputs[i + 1 :]:
-                found = found.join(self._silent(call, branch, frame, chosen | found.zeros))
+                zeros = self._zero(branch, frame, chosen | found.zeros)
+                unsilenced = [(call, branch)] if zeros is None else []
+                found = found.join(Solution(zeros or {}, unsilenced))
             if frame is self.root or not found.projections:
                 options.append(found)
         return min(options, key=lambda one: one.cost, default=None)
-
-    def _silent(self, call: Call, branch: Tensor, frame: Frame, chosen: Zeros) -> Solution:
-        zeros = self._zero(branch, frame, chosen)
-        return Solution(projections=[(call, branch)]) if zeros is None else Solution(zeros)
 
     # -- what is silent -----------------------------------------------------------
 
@@ -172,63 +172,43 @@ class Silencer:
         if tensor.variable is not None:
             owner, _, variable = tensor.variable
             return self._zeros([(variable, owner)])
-        if id(tensor) in frame.entries and frame.outer is not None:
-            return self._zero(frame.entries[id(tensor)], frame.outer, chosen)
+        if elsewhere := frame.elsewhere(tensor):
+            return self._all(elsewhere, chosen)
         call = frame.makers.get(id(tensor))
         if call is None:
             return None
-        if call.inner is not None:
-            found: Zeros = {}
-            for inner in call.insides:
-                at = inner.flat_outputs[call.outputs.index(tensor)]
-                more = self._zero(at, _enter(call, inner, frame), chosen | found)
-                if more is None:
-                    return None
-                found |= more
-            return found
         treated = self._state.treated_by(call)
         treatment = treated.treatment
+        inputs = [(x, frame) for x in call.inputs]
+        once = self._uses[id(call.operation)] == 1
         if treatment.joins in (Joins.PRODUCT, Joins.CONTRACTION, Joins.QUOTIENT):
-            factors = call.inputs[:1] if treatment.joins == Joins.QUOTIENT else call.inputs
-            options = [self._zero(x, frame, chosen) for x in factors]
+            factors = inputs[:1] if treatment.joins == Joins.QUOTIENT else inputs
+            options = [self._zero(*factor, chosen) for factor in factors]
             found_options = [one for one in options if one is not None]
             return min(found_options, key=lambda one: _size(one, chosen), default=None)
         if treatment.joins is not None:
-            return self._all(call, frame, chosen)
+            return self._all(inputs, chosen)
         if treatment.makes or treatment.weighs:
-            return self._made(call, treated)
+            # The output is linear in these weights, if what follows them passes slopes on.
+            linear = treatment.after >= Keeps.SLOPE and len(call.outputs) == 1 and once
+            return self._zeros(_variables(treated)) if linear else None
         if treatment.shifts:
-            return self._shifted(call, treated, frame, chosen)
-        if treatment.keeps >= Keeps.SLOPE and not (
-            treatment.stops or treatment.blurs or treatment.attends
-        ):
-            return self._all(call, frame, chosen)
-        return None
+            # A BatchNormalization without gamma makes zero of zero, if its mean is zero as well.
+            before = self._all(inputs, chosen) if once else None
+            return None if before is None else before | {id(v): v for v, _ in _variables(treated)}
+        passes = treatment.keeps >= Keeps.SLOPE
+        passes = passes and not (treatment.stops or treatment.blurs or treatment.attends)
+        return self._all(inputs, chosen) if passes else None
 
-    def _all(self, call: Call, frame: Frame, chosen: Zeros) -> Zeros | None:
+    def _all(self, tensors: list[tuple[Tensor, Frame]], chosen: Zeros) -> Zeros | None:
+        """The weights whose zeros make all of these zero."""
         found: Zeros = {}
-        if not call.inputs:
-            return None
-        for x in call.inputs:
-            more = self._zero(x, frame, chosen | found)
+        for one in tensors:
+            more = self._zero(*one, chosen | found)
             if more is None:
                 return None
             found |= more
-        return found
-
-    def _made(self, call: Call, treated: Treated) -> Zeros | None:
-        """The weights in which the output is linear, if what follows them passes slopes on."""
-        again = self._uses.get(id(call.operation), 0) != 1
-        if treated.treatment.after < Keeps.SLOPE or len(call.outputs) > 1 or again:
-            return None
-        return self._zeros(_variables(treated))
-
-    def _shifted(self, call: Call, treated: Treated, frame: Frame, chosen: Zeros) -> Zeros | None:
-        """A BatchNormalization without gamma makes zero of zero, if its mean is zero as well."""
-        before = self._all(call, frame, chosen)
-        if before is None or self._uses.get(id(call.operation), 0) != 1:
-            return None
-        return before | {id(v): v for v, _ in _variables(treated)}
+        return found if tensors else None
 
     def _zeros(self, pairs: list[tuple[Any, Any]]) -> Zeros | None:
         """Variables, each with its layer, if they can learn from zero."""
@@ -248,11 +228,11 @@ def _variables(treated: Treated) -> list[tuple[Any, Any]]:
     ]
 
 
-def _enter(call: Call, inner: Graph, frame: Frame) -> Frame:
-    pairs = call.entries(inner)
-    entries = {id(inside): outside for inside, outside in pairs if outside is not None}
-    return Frame(inner.calls, entries, frame)
+def _operations(calls: Sequence[Call]) -> Iterator[int]:
+    for call in calls:
+        yield id(call.operation)
+        yield from _operations(call.inner.calls if call.inner is not None else ())
 
 
-def _size(zeros: Zeros, chosen: Zeros) -> int:
+def _size(zeros: Zeros, chosen: Container[int] = ()) -> int:
     return sum(int(np.prod(v.shape)) for key, v in zeros.items() if key not in chosen)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import keras
@@ -21,10 +20,10 @@ from keras_net2net.operations.narrower.least_change import Activations, largest,
 from keras_net2net.operations.resizing import Asked, Request, Resizing
 from keras_net2net.planning.changes import Addition
 from keras_net2net.planning.draft import Draft
-from keras_net2net.planning.plan import Skipped, Step
+from keras_net2net.planning.plan import Step
 from keras_net2net.planning.remaps import Remap
 from keras_net2net.widths.expressions import Width
-from keras_net2net.widths.sizes import growable, smaller_sizes_for
+from keras_net2net.widths.sizes import growable
 
 KEEP = ("duplicates", "norm", "activation")
 
@@ -103,19 +102,13 @@ class Narrower(Resizing):
     _only: ClassVar[str] = "only removes units"
     _beyond: ClassVar[str] = "fewer than {} units, or use `Wider`"
     _lists: ClassVar[str] = "Narrower(factor=0.5, keep='norm')"
-    _sizes_for: ClassVar[Callable[..., Any]] = staticmethod(smaller_sizes_for)
 
     def _check(self) -> None:
         check_choice("keep", self.keep, KEEP, "duplicates")
-        given = [isinstance(self.layers, dict), self.units is not None, self.factor is not None]
-        if sum(given) > 1 or (sum(given) == 0 and self.keep != "duplicates"):
-            raise GrowthError(
-                "The new size isn't clear",
-                "it comes from exactly one of `units`, `factor` and a dict of layers to units",
-                f"Pass `Narrower('conv1', units=32, keep={self.keep!r})`, or none of them with "
-                "`keep='duplicates'`",
-            )
         self._take_sizes(
+            f"`Narrower('conv1', units=32, keep={self.keep!r})`, or none of them with "
+            "`keep='duplicates'`",
+            not self.exact,
             lambda factor: 0 < factor < 1,
             "a narrower layer has fewer units than before, and at least one",
             "Pass a factor between 0 and 1",
@@ -142,18 +135,8 @@ class Narrower(Resizing):
             asked = self._asked(draft)
             remaps, additions, notes = self._with_least_change(draft, weights, asked.sizes)
         if not remaps:
-            return self._nothing(draft, asked.skipped)
-        widths, layers = draft.remap(remaps, asked.paths, additions=additions)
-        return [
-            Step(
-                self,
-                widths=widths,
-                layers=layers,
-                skipped=tuple(asked.skipped),
-                notes=notes,
-                exact=self.exact,
-            )
-        ]
+            return self._nothing(draft, asked)
+        return self._step(asked, draft.remap(remaps, asked.paths, additions=additions), notes)
 
     def _scaled(self, now: int, factor: float) -> int:
         return max(1, min(now - 1, math.floor(now * factor + 0.5)))
@@ -165,12 +148,11 @@ class Narrower(Resizing):
     ) -> tuple[Asked, dict[Width, Remap]]:
         free = [width for width in draft.owners() if width.obstacle is None]
         found = removable(draft.inference, weights, free)
-        sized = self.units is not None or self.factor is not None or isinstance(self.layers, dict)
 
         def all_that_go(request: Request) -> dict[Width, int]:
             return {width: found[width].sizes()[0] for width in growable(request.expression)}
 
-        asked = self._asked(draft, None if sized else all_that_go)
+        asked = self._asked(draft, None if self._says_sizes else all_that_go)
         remaps: dict[Width, Remap] = {}
         for width, size in list(asked.sizes.items()):
             if size == width.size:
@@ -203,40 +185,37 @@ class Narrower(Resizing):
             )
         return f"only {count} of its {width.size} units are duplicates"
 
-    def _nothing(self, draft: Draft, skipped: list[Skipped]) -> list[Step]:
-        if self.exact and any("no duplicates" in skip.reason for skip in skipped):
-            return [Step(self, skipped=tuple(skipped), exact=True)]
-        return super()._nothing(draft, skipped)
+    def _nothing(self, draft: Draft, asked: Asked) -> list[Step]:
+        if self.exact and any("no duplicates" in skip.reason for skip in asked.skipped):
+            return self._step(asked)
+        return super()._nothing(draft, asked)
 
     # -- least change ----------------------------------------------------------------
 
     def _with_least_change(
-        self, draft: Draft, weights: list[Held], sizes: Mapping[Width, int]
+        self, draft: Draft, weights: list[Held], sizes: dict[Width, int]
     ) -> tuple[dict[Width, Remap], dict[str, tuple[Addition, ...]], tuple[str, ...]]:
-        # What reads units that go doesn't count: from the outputs to the inputs.
-        backwards = list(sizes.items())[::-1]
-        remaps: dict[Width, Remap] = {}
-        if self.keep == "norm" or not sizes:
-            for width, size in backwards:
-                remaps[width] = largest(norms(weights, width, remaps), size)
-            remaps = {width: remaps[width] for width in sizes}
-            return remaps, {}, ("not exact: the units with the smallest norms are removed",)
-        if draft.calibration is None:
+        by_norm = self.keep == "norm" or not sizes
+        if not by_norm and draft.calibration is None:
             raise GrowthError(
                 "The activations of the units can't be compared",
                 "`keep='activation'` needs data to look at",
                 "Pass `grow(..., calibration=x)` with a batch of inputs, or `keep='norm'`",
             )
-        seen = Activations(draft, weights)
+        seen = None if by_norm else Activations(draft, weights)
+        remaps: dict[Width, Remap] = {}
         blind = []
-        for width, size in backwards:
-            scores = seen.scores(width, remaps)
+        # What reads units that go doesn't count: from the outputs to the inputs.
+        for width, size in reversed(sizes.items()):
+            scores = None if seen is None else seen.scores(width, remaps)
             if scores is None:
                 scores = norms(weights, width, remaps)
                 blind.append(repr(width))
             remaps[width] = largest(scores, size)
+        remaps = {width: remaps[width] for width in sizes}
+        if seen is None:
+            return remaps, {}, ("not exact: the units with the smallest norms are removed",)
         notes = ["not exact: the units whose activations matter least are removed"]
         if blind:
             notes.append(f"chosen by norm, since nothing shows what reads them: {', '.join(blind)}")
-        remaps = {width: remaps[width] for width in sizes}
         return remaps, seen.means_to_biases(remaps), tuple(notes)

@@ -94,15 +94,9 @@ class Wider(Resizing):
     noise: float = 0.0
 
     def _check(self) -> None:
-        given = [isinstance(self.layers, dict), self.units is not None, self.factor is not None]
-        if sum(given) != 1:
-            raise GrowthError(
-                "The new size isn't clear",
-                "it comes from exactly one of `units`, `factor` and a dict of layers to units",
-                "Pass `Wider('conv1', units=64)`, `Wider('conv1', factor=2)` or "
-                "`Wider({'conv1': 64})`",
-            )
         self._take_sizes(
+            "`Wider('conv1', units=64)`, `Wider('conv1', factor=2)` or `Wider({'conv1': 64})`",
+            True,
             lambda factor: 1 < factor < math.inf,
             "a wider layer has more units than before",
             "Pass a factor above 1",
@@ -146,18 +140,9 @@ class Wider(Resizing):
             if hidden:
                 additions, notes = GradMax(draft, hidden, remaps).choose()
         if not asked.sizes:
-            return self._nothing(draft, asked.skipped)
-        widths, layers = draft.widen(asked.sizes, self._how, asked.paths, fills, additions)
-        return [
-            Step(
-                self,
-                widths=widths,
-                layers=layers,
-                skipped=tuple(asked.skipped),
-                notes=(*self._notes(fills), *notes),
-                exact=self.exact,
-            )
-        ]
+            return self._nothing(draft, asked)
+        changed = draft.widen(asked.sizes, self._how, asked.paths, fills, additions)
+        return self._step(asked, changed, (*self._notes(fills), *notes))
 
     def _hidden(self, draft: Draft, asked: Asked) -> list[HiddenUnits]:
         """Where units can be chosen by gradient; takes out the widths where they can't."""
@@ -190,9 +175,7 @@ class Wider(Resizing):
         for width, fill in fills.items():
             if fill is None and self.new_units == "replicate":
                 continue
-            held = (
-                "copies" if fill is None else "the mean of the others" if fill == "mean" else "zero"
-            )
+            held = {None: "copies", "mean": "the mean of the others"}.get(fill, "zero")
             notes.append(f"a normalization sees all of {width!r}: its new units hold {held}")
         if self.new_units == "random":
             notes.append(

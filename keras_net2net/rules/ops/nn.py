@@ -20,10 +20,11 @@ from keras_net2net.rules.kinds import (
 )
 from keras_net2net.rules.ops.numpy import REDUCES
 from keras_net2net.rules.pooling import POOLS, pooled
-from keras_net2net.widths.expressions import Axes, Expression, Fixed, product, regroup
+from keras_net2net.widths.expressions import Axes, Expression, Fixed, product
 from keras_net2net.widths.registry import Refusal, refuse, register_rule
 from keras_net2net.widths.rule_call import RuleCall
 from keras_net2net.widths.treatments import COMPETES
+from keras_net2net.widths.unification import regroup
 
 NORMALIZES = "normalizes over its units"
 BLOCKS = "moves blocks of this axis to another one"

@@ -9,26 +9,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from keras import ops
 
 from keras_net2net.rules.kinds import broadcast, cut, has_units, named, positions, tensors_in, use
 from keras_net2net.rules.merging import join
-from keras_net2net.widths.expressions import (
-    EXPRESSIONS,
-    Axes,
-    Expression,
-    Fixed,
-    concat,
-    product,
-    regroup,
-)
+from keras_net2net.widths.expressions import EXPRESSIONS, Axes, Expression, Fixed, concat, product
 from keras_net2net.widths.facts import FromEnd
-from keras_net2net.widths.registry import Refusal, refuse, register_rule
+from keras_net2net.widths.registry import Refusal, Rule, refuse, register_rule
 from keras_net2net.widths.rule_call import RuleCall
 from keras_net2net.widths.treatments import BENDS, MOVES, PASSES
+from keras_net2net.widths.unification import regroup
 
 BATCH = "puts the batch and the other axes on one"
 CUTS = "cuts this axis at a place that doesn't line up with its parts"
@@ -91,34 +84,42 @@ def squeeze(call: RuleCall, x: Axes) -> Axes:
     return use(call, x, dropped, "drops this axis", keep=False)
 
 
-@register_rule(ops.transpose)
-def transpose(call: RuleCall, x: Axes) -> Axes:
-    """Moves units to other axes."""
-    axes = call.layer.axes
-    call.treat(MOVES)
-    return tuple(reversed(x)) if axes is None else tuple(x[axis] for axis in axes)
+def _moved(order: Callable[[Any, list[int]], Iterable[int]]) -> Rule:
+    """Makes the rule of operations that put axes into another order.
+
+    Args:
+        order: Tells where they come from, given the operation and the positions as they are.
+
+    Returns:
+        The rule.
+    """
+
+    def rule(call: RuleCall, x: Axes) -> Axes:
+        call.treat(MOVES)
+        return tuple(x[at] for at in order(call.layer, list(range(len(x)))))
+
+    rule.__doc__ = "Moves units to other axes."
+    return rule
 
 
-@register_rule(ops.moveaxis)
-def moveaxis(call: RuleCall, x: Axes) -> Axes:
-    """Moves units to other axes."""
-    sources = [axis % len(x) for axis in call.layer.source]
-    order = [at for at in range(len(x)) if at not in sources]
-    targets = [axis % len(x) for axis in call.layer.destination]
+def _moveaxis(operation: Any, places: list[int]) -> list[int]:
+    sources = [places[axis] for axis in operation.source]
+    order = [at for at in places if at not in sources]
+    targets = [places[axis] for axis in operation.destination]
     for target, source in sorted(zip(targets, sources, strict=True)):
         order.insert(target, source)
-    call.treat(MOVES)
-    return tuple(x[at] for at in order)
+    return order
 
 
-@register_rule(ops.swapaxes)
-def swapaxes(call: RuleCall, x: Axes) -> Axes:
-    """Moves units to other axes."""
-    axes = list(x)
-    first, second = call.layer.axis1, call.layer.axis2
-    axes[first], axes[second] = axes[second], axes[first]
-    call.treat(MOVES)
-    return tuple(axes)
+def _swapaxes(operation: Any, places: list[int]) -> list[int]:
+    first, second = operation.axis1, operation.axis2
+    places[first], places[second] = places[second], places[first]
+    return places
+
+
+register_rule(ops.transpose)(_moved(lambda one, places: one.axes or reversed(places)))
+register_rule(ops.moveaxis)(_moved(_moveaxis))
+register_rule(ops.swapaxes)(_moved(_swapaxes))
 
 
 @register_rule(ops.flip, ops.roll)

@@ -31,10 +31,10 @@ class Backup:
     Args:
         callback: The callback.
         waits: Whether the backup of an epoch, which has been written, doesn't count before
-            `commit`. Defaults to `None`: it never waits.
+            `commit`. Defaults to: it never waits.
     """
 
-    def __init__(self, callback: Any, waits: Callable[[int], bool] | None = None) -> None:
+    def __init__(self, callback: Any, waits: Callable[[int], bool] = lambda _: False) -> None:
         self.callback = callback
         # A process that is killed finds the last or, while one is saved, the one before.
         self.epochs: collections.deque[int] = collections.deque(maxlen=2)
@@ -56,8 +56,7 @@ class Backup:
                 os.fsync(opened.fileno())
         sync_folder(self._part)
         self._written = internals.epoch_to_save(self.callback)
-        wait = self._waits is not None and not self.within_epochs and self._waits(self._written)
-        if not wait:
+        if self.within_epochs or not self._waits(self._written):
             self.commit()
 
     def commit(self) -> None:
@@ -80,9 +79,8 @@ class Backup:
         return min(self.epochs) if len(self.epochs) == 2 else 0
 
     def _move(self) -> None:
-        files = internals.backup_files(self.callback)
-        earlier = internals.earlier_backup_files(self.callback)
-        for file, before in zip(files, earlier, strict=True):
+        both = (internals.backup_files(self.callback, before) for before in (False, True))
+        for file, before in zip(*both, strict=True):
             new = self._next / file.name
             if not new.exists():
                 continue
@@ -107,10 +105,8 @@ class Backup:
 
     def state(self) -> tuple[str, int] | None:
         """The digest of the weights, and the epoch to go on with; `None` without a backup."""
-        for weights, metadata in (
-            internals.backup_files(self.callback),
-            internals.earlier_backup_files(self.callback),
-        ):
+        for before in (False, True):
+            weights, metadata = internals.backup_files(self.callback, before)
             try:
                 return digest_of_file(weights), int(json.loads(metadata.read_text())["epoch"])
             except (OSError, ValueError, KeyError):

@@ -17,7 +17,7 @@ import dataclasses
 import os
 import pathlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -44,6 +44,28 @@ from keras_net2net.training.resume.trials import (
 MOMENTS = 100
 
 
+@dataclasses.dataclass
+class Grower:
+    """What a recorder knows of a callback that grows the model.
+
+    Args:
+        callback: The callback.
+        seeds: The seeds of logged growths that are to happen again, by their epochs.
+        done: What a backup has behind it of an epoch that begins again, by epochs: `1` for
+            a growth, `-1` for the undoing of one.
+        seen: How many epochs it has seen to their ends.
+        watch: What it goes on with when `fit` begins.
+        trial: The growth that it may yet undo then.
+    """
+
+    callback: Any
+    seeds: dict[int, int] = dataclasses.field(default_factory=dict)
+    done: dict[int, int] = dataclasses.field(default_factory=dict)
+    seen: int = 0
+    watch: Watch | None = None
+    trial: Trial | None = None
+
+
 class Recorder:
     """Keeps the log of the callbacks that grow a model, and resumes by it.
 
@@ -65,17 +87,8 @@ class Recorder:
         self.path: Any = None if path is None else pathlib.Path(path)
         self._log: GrowthLog | None = None
         self._known: weakref.ref | None = None
-        self._callbacks: dict[str, Any] = {}
+        self._growers: dict[str, Grower] = {}
         self._backups: list[Backup] = []
-        self._forget()
-
-    def _forget(self) -> None:
-        """Begins for another `fit`."""
-        self._seeds: dict[tuple[str, int], int] = {}
-        self._done: dict[tuple[str, int], int] = {}
-        self._seen: dict[str, int] = {}
-        self._watches: dict[str, Watch] = {}
-        self._trials: dict[str, Trial] = {}
         self._goes_on = False
         self.first_epoch: int | None = None
 
@@ -99,7 +112,7 @@ class Recorder:
         log = GrowthLog.read(self.path) if self.path.exists() else None
         known = model is self._model  # another `fit` of the same process
         self._known = weakref.ref(model)
-        self._callbacks = _named(callbacks)
+        self._growers = _named(callbacks)
         self._backups = [
             Backup(one, self._waits)
             for one in internals.callbacks_beside(callbacks[-1])
@@ -107,7 +120,7 @@ class Recorder:
         ]
         for backup in self._backups:
             backup.settle()
-        self._forget()
+        self._goes_on, self.first_epoch = False, None
         if log is None:
             self._log = GrowthLog(architecture(model))
             return
@@ -119,16 +132,20 @@ class Recorder:
             self._log = self._with_backup(log, *found)
         for entry in log.growths[len(self._log.growths) :]:
             if isinstance(entry, LoggedGrowth) and entry.epoch is not None:
-                self._seeds[self._name(entry), entry.epoch] = entry.seed
+                self._by(entry).seeds[entry.epoch] = entry.seed
 
     @property
     def _model(self) -> Any:
         return None if self._known is None else self._known()
 
-    def _name(self, entry: LoggedGrowth | LoggedUndoing) -> str:
-        """The name of the callback that did a growth, or that does it now."""
-        known = entry.by in self._callbacks
-        return str(entry.by) if known else next(iter(self._callbacks))
+    def _by(self, entry: LoggedGrowth | LoggedUndoing) -> Grower:
+        """The callback that did a growth, or that does it now."""
+        first = next(iter(self._growers.values()))
+        return first if entry.by is None else self._growers.get(entry.by, first)
+
+    def _of(self, callback: Any) -> Grower:
+        """What is known of a callback."""
+        return self._growers.get(self._name_of(callback)) or Grower(callback)
 
     def _without_backup(self, log: GrowthLog, known: bool) -> GrowthLog:
         """The log as of the architecture that the model is given with."""
@@ -141,22 +158,23 @@ class Recorder:
         """The log as of a backup; the model is brought there."""
         moment = self._moment(log, digest, epoch)
         stage = self._stage(log, digest, epoch) if moment is None else moment.stage
-        watches = {} if moment is None else dict(moment.watches)
+        watches = {} if moment is None else moment.watches
         self._bring(log, stage, watches)
-        self._watches = watches
+        for name, grower in self._growers.items():
+            grower.watch = watches.get(name)
         moments = () if moment is None else log.moments[: log.moments.index(moment) + 1]
         for entry in log.growths[:stage]:
             # A backup from within an epoch has that epoch's growth behind it.
             if entry.epoch is not None and entry.epoch >= epoch:
                 event = -1 if isinstance(entry, LoggedUndoing) else 1
-                self._done[self._name(entry), entry.epoch] = event
+                self._by(entry).done[entry.epoch] = event
         self.first_epoch = epoch
         for one in self._backups:
             internals.resumes_at(one.callback, epoch)
             one.epochs.append(epoch)
         return dataclasses.replace(log.until(stage), moments=moments)
 
-    def _bring(self, log: GrowthLog, stage: int, watches: dict[str, Watch]) -> None:
+    def _bring(self, log: GrowthLog, stage: int, watches: Mapping[str, Watch]) -> None:
         """Brings the model to a stage, its optimizer at the steps at which it was then."""
         model = self._model
         optimizer = getattr(model, "optimizer", None)
@@ -174,7 +192,7 @@ class Recorder:
             values: Values = []
             if place in held:
                 values = with_values(self.path, place + 1, internals.values_of(model), held[place])
-            report: GrowthReport = self._callbacks[self._name(growth)]._grow_again(growth)
+            report: GrowthReport = self._by(growth).callback._grow_again(growth)
             if place in held:
                 done.settle()
                 trial = Trial(done, values, signature(model), None, logged=place + 1)
@@ -188,8 +206,9 @@ class Recorder:
                 internals.set_steps_done(optimizer, steps)
             raise
         for place, report in reports.items():
-            self._callbacks[self._name(log.growths[place])].history.append(report)
-        self._trials = trials
+            self._by(log.growths[place]).callback.history.append(report)
+        for name, grower in self._growers.items():
+            grower.trial = trials.get(name)
 
     def _moment(self, log: GrowthLog, digest: str, epoch: int) -> Moment | None:
         """The moment that a backup is of, if the log knows it."""
@@ -228,18 +247,17 @@ class Recorder:
         self._log = dataclasses.replace(log, moments=moments)
         if moments and moments[-1].epoch == epoch and log.behind(moments[-1].stage) == behind:
             for name, watch in moments[-1].watches.items():
-                if name in self._callbacks:
-                    self._callbacks[name]._go_on(watch, None)
+                if name in self._growers:
+                    self._growers[name].callback._go_on(watch, None)
 
-    def state_of(self, callback: Any) -> tuple[Watch, Trial | None] | None:
+    def state_of(self, callback: Any) -> tuple[Watch | None, Trial | None]:
         """What a callback goes on with when a `fit` that is resumed begins."""
-        name = self._name_of(callback)
-        if name not in self._watches:
-            return None
-        return self._watches.pop(name), self._trials.pop(name, None)
+        grower = self._of(callback)
+        state, grower.watch, grower.trial = (grower.watch, grower.trial), None, None
+        return state
 
     def _name_of(self, callback: Any) -> str:
-        names = (name for name, one in self._callbacks.items() if one is callback)
+        names = (name for name, one in self._growers.items() if one.callback is callback)
         return next(names, type(callback).__name__)
 
     def already(self, callback: Any, epoch: int) -> int:
@@ -248,7 +266,7 @@ class Recorder:
         Returns:
             `1` for a growth, `-1` if one was undone and none was done, `0` if nothing happened.
         """
-        return self._done.pop((self._name_of(callback), epoch), 0)
+        return self._of(callback).done.pop(epoch, 0)
 
     def prepare(self, model: Any, operations: Any) -> Any:
         """Operations in the form that the log holds, before they are done.
@@ -270,7 +288,7 @@ class Recorder:
 
     def seed(self, callback: Any, epoch: int, seed: int | None) -> int | None:
         """The seed of a growth: one that is done again has that of the first time."""
-        logged = self._seeds.pop((self._name_of(callback), epoch), None)
+        logged = self._of(callback).seeds.pop(epoch, None)
         if logged is None or seed is not None:
             return seed
         # Each of several processes may have found another log; they agree without it.
@@ -286,7 +304,7 @@ class Recorder:
         """
         if self._log is None or report.plan.empty:
             return
-        rate, optimizer = callback.learning_rate, getattr(callback.model, "optimizer", None)
+        rate, optimizer = callback.options.learning_rate, getattr(callback.model, "optimizer", None)
         self._add(
             self._log,
             LoggedGrowth(
@@ -295,7 +313,7 @@ class Recorder:
                 after=architecture(callback.model),
                 epoch=report.epoch,
                 step=None if optimizer is None else internals.steps_done(optimizer),
-                optimizer_state=callback.optimizer_state,
+                optimizer_state=callback.options.optimizer_state,
                 learning_rate=float(rate) if isinstance(rate, (int, float)) else None,
                 by=self._name_of(callback),
             ),
@@ -342,8 +360,8 @@ class Recorder:
 
     def ended(self, callback: Any, epoch: int) -> None:
         """Keeps what callbacks have seen of an epoch; the backup of it counts from now on."""
-        self._seen[self._name_of(callback)] = epoch + 1
-        if not self._late(epoch + 1, self._callbacks.values()):
+        self._of(callback).seen = epoch + 1
+        if not self._late(epoch + 1, [one.callback for one in self._growers.values()]):
             self._keep(epoch + 1, False)
             for backup in self._backups:
                 backup.commit()
@@ -351,9 +369,9 @@ class Recorder:
     def _late(self, epoch: int, callbacks: Any) -> bool:
         """Whether some of the callbacks have yet to see what comes before an epoch."""
         return any(
-            one._watch() is not None and self._seen.get(name, 0) < epoch
-            for name, one in self._callbacks.items()
-            if any(one is other for other in callbacks)
+            one.callback._watch() is not None and one.seen < epoch
+            for one in self._growers.values()
+            if any(one.callback is other for other in callbacks)
         )
 
     def _waits(self, epoch: int) -> bool:
@@ -361,7 +379,7 @@ class Recorder:
         return self._late(epoch, internals.running_callbacks())
 
     def _keep(self, epoch: int, begun: bool) -> None:
-        watches = {name: one._watch() for name, one in self._callbacks.items()}
+        watches = {name: one.callback._watch() for name, one in self._growers.items()}
         watches = {name: watch for name, watch in watches.items() if watch is not None}
         if self._log is None or not watches:
             return
@@ -388,11 +406,11 @@ class Recorder:
             self._keep_moments(self._log, tuple(one.without_trials() for one in moments))
 
 
-def _named(callbacks: Sequence[Any]) -> dict[str, Any]:
+def _named(callbacks: Sequence[Any]) -> dict[str, Grower]:
     """Names for callbacks that share a log, the same each time that a script is run."""
-    named: dict[str, Any] = {}
+    named: dict[str, Grower] = {}
     for callback in callbacks:
         kind = type(callback).__name__
-        number = 1 + sum(type(one).__name__ == kind for one in named.values())
-        named[kind if number == 1 else f"{kind} {number}"] = callback
+        number = 1 + sum(type(one.callback).__name__ == kind for one in named.values())
+        named[kind if number == 1 else f"{kind} {number}"] = Grower(callback)
     return named
