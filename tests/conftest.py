@@ -22,8 +22,7 @@ for name, value in {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's notes on start-up would hide the tests' own words
     "TF_NUM_INTEROP_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
-    # Without the emitters of fusions, which the tests run once, JAX compiles in two thirds of the
-    # time.
+    # Without the emitters of fusions JAX compiles in two thirds of the time.
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_cpu_use_fusion_emitters=false",
 }.items():
     os.environ.setdefault(name, value)
