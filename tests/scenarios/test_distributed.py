@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.helpers import BACKEND
 
+pytestmark = pytest.mark.long  # processes of their own, or devices that are compiled for
+
 SHAPES = [[4, 12], [12], [12, 12], [12], [12], [12], [12], [12], [12, 4], [4]]
 
 
@@ -78,7 +80,6 @@ def test_mirrored_strategy_with_two_devices(tmp_path):
     assert found["copies"] == [2]
 
 
-@pytest.mark.long
 @only("tensorflow")
 def test_multi_worker_mirrored_strategy_with_two_processes(tmp_path):
     found = run(tmp_path, "multi_worker", processes=2, ports=2)
@@ -105,7 +106,6 @@ def test_data_parallel_and_model_parallel_with_four_devices(tmp_path):
     assert found["untouched"]
 
 
-@pytest.mark.long
 @only("torch")
 def test_distributed_data_parallel_with_two_processes(tmp_path):
     found = run(tmp_path, "parallel", processes=2, ports=1)

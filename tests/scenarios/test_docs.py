@@ -18,6 +18,9 @@ import pytest
 import keras_net2net as n2n
 from tests.support.helpers import BACKEND
 
+# The pages are the same for all backends, and JAX compiles a minute for them.
+pytestmark = [pytest.mark.long] if BACKEND == "jax" else []
+
 ROOT = pathlib.Path(__file__).parents[2]
 FENCE = re.compile(r"^( *)```python\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
 # One page for each module that is public.

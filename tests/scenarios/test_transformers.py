@@ -139,6 +139,7 @@ def test_all_hidden_layers_of_a_transformer_grow():
         assert skipped(planned) == {"after"}
 
 
+@pytest.mark.long
 def test_copies_keep_the_predictions_of_a_trained_language_model():
     model = gpt(depth=1)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
