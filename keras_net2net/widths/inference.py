@@ -62,8 +62,10 @@ def infer(
     _fix_outputs(state, released)
     # Who holds the shares can only be told once all widths are known, and which are fixed.
     share_parts(state)
-    check_variables(state)
-    share_demands(state)
+    if state.variables:  # most models have neither, and both look at every call
+        check_variables(state)
+    if state.demands:
+        share_demands(state)
     return state
 
 
