@@ -59,9 +59,11 @@ class Blueprint:
         grown = {layer.path for step in self.plan.steps for layer in step.layers}
         grown |= {insertion.path for step in self.plan.steps for insertion in step.insertions}
         return bool(grown) and any(
-            name.endswith("regularizer")
-            and value is not None
-            and (call.path in grown or name == "activity_regularizer")
+            one.get("activity_regularizer") is not None
+            or (
+                call.path in grown
+                and any(n.endswith("regularizer") and x is not None for n, x in one.items())
+            )
             for _, call in self.graph.all_calls()
-            for name, value in vars(call.operation).items()
+            for one in (vars(call.operation),)
         )
