@@ -19,6 +19,8 @@ from tests.support.helpers import (
     both_modes,
     cases,
     data_for,
+    few,
+    long_elsewhere,
     outputs,
     randomize,
 )
@@ -44,7 +46,7 @@ def test_a_recurrent_layer_grows(make):
     assert check_rule(make, (3, 5), **QUICK) == ("input", "units")
 
 
-@pytest.mark.parametrize("make", [layers.LSTM, layers.GRU], ids=["LSTM", "GRU"])
+@pytest.mark.parametrize("make", few({"LSTM": layers.LSTM, "GRU": layers.GRU}, 1))
 def test_a_grown_recurrent_layer_is_saved_and_trained_in_any_precision(make):
     light = {} if BACKEND == "torch" else {"policies": ("mixed_bfloat16",), "data_formats": False}
     if make is layers.GRU and BACKEND == "jax":
@@ -182,6 +184,7 @@ def test_both_directions_may_be_layers_of_their_own():
     assert check_rule(make, (3, 5), **QUICK) == ("input", "units")
 
 
+@long_elsewhere
 def test_both_directions_return_their_states():
     def make():
         return layers.Bidirectional(layers.LSTM(3, return_state=True))
@@ -189,6 +192,7 @@ def test_both_directions_return_their_states():
     assert check_rule(make, (3, 5), **QUICK) == ("input", "units")
 
 
+@long_elsewhere
 def test_cells_are_stacked():
     def make():
         return layers.RNN(
@@ -284,7 +288,7 @@ def _branches():
 
 
 @pytest.mark.parametrize("inner", [_frames, _branches])
-@pytest.mark.parametrize("steps", [3, None], ids=["fixed", "any number of steps"])
+@pytest.mark.parametrize("steps", few({"fixed": 3, "any number of steps": None}, 1))
 def test_a_model_at_each_step_grows_layer_by_layer(inner, steps, tmp_path):
     inputs = keras.Input((steps, 4, 4, 2))
     x = layers.TimeDistributed(inner(), name="it")(inputs)
@@ -324,6 +328,7 @@ def test_no_layer_is_inserted_into_a_model_at_each_step():
         n2n.plan(model, n2n.Deeper("it/conv"))
 
 
+@long_elsewhere
 def test_a_recurrent_stack_trains_on_after_it_grew():
     model = keras.Sequential(
         [

@@ -224,6 +224,7 @@ def test_a_hundred_students_leave_nothing_and_keep_their_names():
     assert live() == before
 
 
+@pytest.mark.long
 def test_a_fit_with_growths_keeps_nothing_either():
     model = compiled(randomize(model_of()))
     growth = n2n.GrowthScheduler(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from tests.support.helpers import BACKEND
 from tests.support.random_models import (
     OLDER,
     Outcome,
@@ -24,7 +25,7 @@ from tests.support.random_models import (
 
 # An older Keras runs a few: what differs there is Keras's, and the rules are the same.
 EXAMPLES = int(os.environ.get("RANDOM_GRAPHS", 25 if OLDER else 200))
-FEW = 25
+FEW = 25 if BACKEND != "jax" else 10  # it compiles each
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -17,6 +17,7 @@ from tests.support.helpers import (
     assert_untouched,
     both_modes,
     data_for,
+    long_elsewhere,
     outputs,
     randomize,
     skipped,
@@ -139,7 +140,7 @@ def test_all_hidden_layers_of_a_transformer_grow():
         assert skipped(planned) == {"after"}
 
 
-@pytest.mark.long
+@long_elsewhere
 def test_copies_keep_the_predictions_of_a_trained_language_model():
     model = gpt(depth=1)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

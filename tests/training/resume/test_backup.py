@@ -159,6 +159,7 @@ def test_a_run_that_has_ended_starts_again_from_scratch(tmp_path, whole):
         assert logged(tmp_path) == whole[2]
 
 
+@long_elsewhere
 def test_the_learning_rate_and_a_schedule_are_those_of_the_uninterrupted_run(tmp_path):
     def scheduled():
         rate = keras.optimizers.schedules.ExponentialDecay(0.05, 7, 0.5)

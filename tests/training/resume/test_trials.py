@@ -276,6 +276,7 @@ def test_what_early_stopping_holds_is_undone_in_a_run_that_goes_on(tmp_path):
     assert [w.shape for w in stop.best_weights] == [tuple(w.shape) for w in model.weights]
 
 
+@long_elsewhere
 def test_a_fit_that_was_interrupted_in_the_same_process_goes_on(tmp_path, whole):
     """As one does in a notebook: the model, and the trial, are there still."""
     (growth,) = KINDS["revert"](tmp_path)
