@@ -72,7 +72,6 @@ def check(found: dict) -> None:
     assert found.get("split", []) == found.get("parted", []) == []
 
 
-@pytest.mark.long
 @only("tensorflow")
 def test_mirrored_strategy_with_two_devices(tmp_path):
     (found,) = run(tmp_path, "mirrored")
@@ -91,7 +90,6 @@ def test_multi_worker_mirrored_strategy_with_two_processes(tmp_path):
         assert found[0][key] == found[1][key]
 
 
-@pytest.mark.long
 @only("jax")
 def test_data_parallel_and_model_parallel_with_four_devices(tmp_path):
     flags = "--xla_force_host_platform_device_count=4"
