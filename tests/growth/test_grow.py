@@ -22,7 +22,9 @@ from tests.support.helpers import (
     assert_same,
     both_modes,
     data_for,
+    few,
     flat_layers,
+    long_elsewhere,
     outputs,
     randomize,
 )
@@ -317,7 +319,7 @@ def unnumbered(variable) -> tuple[str, tuple[int, ...]]:
     return variable.name.rstrip("_0123456789"), tuple(variable.shape)
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("make", few(OPTIMIZERS))
 def test_slots_start_fresh_and_progress_stays(make):
     model = trained(make())
     optimizer = model.optimizer
@@ -802,6 +804,7 @@ def convolutional() -> keras.Model:
     )
 
 
+@long_elsewhere
 def test_a_grown_model_loads_and_trains_on_where_this_package_is_not_installed(tmp_path):
     expected = {}
     for build in (mlp, convolutional):

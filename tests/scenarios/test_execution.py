@@ -227,9 +227,18 @@ ROWS = {
     "a layer with add_loss": Row(build=penalized),
     "a model with add_loss": Row(build=subclassed),
 }
+OF_THE_DATA = {
+    *("class weights", "sample weights", "torch DataLoader", "PyDataset with workers"),
+    *("generator", "validation_freq", "validation_split"),
+}
 HERE = [
-    # What compiles C++ takes a minute or two.
-    pytest.param(row, id=name, marks=[pytest.mark.long] * (row.dynamo == "inductor"))
+    # What compiles C++ takes a minute or two; where the data come from is no backend's matter.
+    pytest.param(
+        row,
+        id=name,
+        marks=[pytest.mark.long]
+        * (row.dynamo == "inductor" or (BACKEND != "torch" and name in OF_THE_DATA)),
+    )
     for name, row in ROWS.items()
     if BACKEND in row.backends
 ]

@@ -16,7 +16,7 @@ import keras_net2net as n2n
 from keras_net2net.graph.structure import Graph
 from keras_net2net.growth.transaction import Transaction
 from keras_net2net.planning.draft import Draft
-from tests.support.helpers import BACKEND, flat_layers, randomize
+from tests.support.helpers import BACKEND, few, flat_layers, long_elsewhere, randomize
 from tests.support.states import alive, operations
 
 
@@ -75,11 +75,14 @@ def wider(i: int) -> Any:
     return n2n.Wider({"first": 5 + i, "inner/fc": 6 + i})
 
 
-@pytest.mark.parametrize(
-    ("operation", "count"),
-    [(n2n.Wider(factor=1.5), 11), (n2n.Deeper("first"), 0), (n2n.Deeper("inner/fc", units=7), 3)],
-    ids=["wider", "deeper", "deeper inside"],
-)
+OPERATIONS = {
+    "wider": (n2n.Wider(factor=1.5), 11),
+    "deeper": (n2n.Deeper("first"), 0),
+    "deeper inside": (n2n.Deeper("inner/fc", units=7), 3),
+}
+
+
+@pytest.mark.parametrize(("operation", "count"), few(OPERATIONS, 2))
 def test_old_values_slots_tensors_and_functions_are_gone(operation, count):
     model = compiled(randomize(model_of()))
     by_path = dict(flat_layers(model))
@@ -120,6 +123,7 @@ def total(model: keras.Model) -> dict[str, int]:
     }
 
 
+@long_elsewhere
 def test_the_number_of_nodes_stays_and_is_that_of_a_native_model():
     model = randomize(model_of())
     before = total(model)
@@ -254,6 +258,7 @@ def test_a_fit_with_growths_keeps_nothing_either():
     assert len(growth.history) == 7
 
 
+@long_elsewhere
 def test_a_growth_that_failed_keeps_nothing_either(monkeypatch):
     model = compiled(randomize(model_of()))
     variables = alive(keras.Variable, Draft, Transaction)

@@ -18,6 +18,7 @@ from tests.support.helpers import (
     assert_same,
     both_modes,
     data_for,
+    long_elsewhere,
     outputs,
     randomize,
     train_a_step,
@@ -154,6 +155,7 @@ def test_strides_and_padding_of_a_pair_are_no_hindrance():
     assert names(model)[:4] == ["a", "b", "b_pair_1_1x4", "b_pair_1_4x1"]
 
 
+@long_elsewhere
 def test_a_teacher_stays_and_a_running_fit_gives_the_data():
     teacher = inception()
     count = len(teacher.layers)
