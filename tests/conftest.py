@@ -22,8 +22,8 @@ for name, value in {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's notes on start-up would hide the tests' own words
     "TF_NUM_INTEROP_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
-    # Not without the emitters of fusions, though JAX would compile sooner: a block that is repeated as
-    # the identity in a ConvNeXt is then exact to rounding only.
+    # Not without the emitters of fusions, though JAX would compile sooner: a block that is
+    # repeated as the identity in a ConvNeXt is then exact to rounding only.
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
 }.items():
     os.environ.setdefault(name, value)
